@@ -1,0 +1,104 @@
+/**
+ * GET /v1/pools and /v1/pools/{id}/health: parse, ask services/pools.ts, shape the answer.
+ * The wire models are in schema/pools.ts.
+ */
+import { Elysia } from "elysia";
+import type { ReplicaFailure } from "../domain/pool.ts";
+import type { PoolHealth, PoolSummary, Pools, QueueDepth, ReplicaHealth } from "../services/pools.ts";
+import { ErrorEnvelope } from "./schema/errors.ts";
+import {
+  type PoolHealthBody,
+  PoolHealth as PoolHealthModel,
+  PoolIdParams,
+  PoolList,
+  type PoolListBody,
+} from "./schema/pools.ts";
+
+export interface PoolsRoutesDeps {
+  readonly pools: Pools;
+}
+
+export function poolsRoutes({ pools }: PoolsRoutesDeps) {
+  return new Elysia({ name: "pools" })
+    .get("/v1/pools", () => ({ pools: pools.list().map(summaryOf) }), {
+      response: { 200: PoolList, 401: ErrorEnvelope, 403: ErrorEnvelope },
+      detail: { tags: ["pools"], summary: "All pools at a glance" },
+    })
+    .get("/v1/pools/:id/health", ({ params }) => healthOf(pools.health(params.id)), {
+      params: PoolIdParams,
+      response: {
+        200: PoolHealthModel,
+        400: ErrorEnvelope,
+        401: ErrorEnvelope,
+        403: ErrorEnvelope,
+        404: ErrorEnvelope,
+      },
+      detail: { tags: ["pools"], summary: "One pool in detail" },
+    });
+}
+
+type SummaryBody = PoolListBody["pools"][number];
+type ReplicaBody = PoolHealthBody["replicas"][number];
+
+const summaryOf = (pool: PoolSummary): SummaryBody => ({
+  id: pool.id,
+  engine: pool.engine,
+  engine_version: pool.engineVersion,
+  model_ref: pool.modelRef,
+  state: pool.state,
+  ready: pool.ready,
+  replicas: pool.replicas,
+  slots_total: pool.slotsTotal,
+  slots_busy: pool.slotsBusy,
+  queue: queueOf(pool.queue),
+});
+
+const healthOf = (pool: PoolHealth): PoolHealthBody => ({
+  id: pool.id,
+  live: pool.live,
+  ready: pool.ready,
+  draining: pool.draining,
+  engine: pool.engine,
+  engine_version: pool.engineVersion,
+  model_ref: pool.modelRef,
+  state: pool.state,
+  replicas: pool.replicas.map(replicaOf),
+  queue: queueOf(pool.queue),
+  metrics: {
+    decode_tokens_per_second: pool.metrics.decodeTps,
+    prefill_tokens_per_second: pool.metrics.prefillTps,
+    tasks_done: pool.metrics.tasksDone,
+    tasks_failed: pool.metrics.tasksFailed,
+    tokens_out_total: pool.metrics.tokensOut,
+  },
+  last_error: failureOf(pool.lastError),
+});
+
+const replicaOf = (replica: ReplicaHealth): ReplicaBody => ({
+  id: replica.id,
+  state: replica.state,
+  pid: replica.pid,
+  slots_total: replica.slotsTotal,
+  slots_busy: replica.slotsBusy,
+  restarts: replica.restarts,
+  last_error: failureOf(replica.lastError),
+  vram_used_bytes: replica.vramUsedBytes,
+});
+
+const failureOf = (failure: ReplicaFailure | null): ReplicaBody["last_error"] =>
+  failure === null
+    ? null
+    : {
+        cause: failure.cause,
+        message: failure.message,
+        exit_code: failure.exitCode,
+        signal: failure.signal,
+        log_tail: [...failure.logTail],
+        at_ms: failure.atMs,
+      };
+
+const queueOf = ({ interactive, batch, capacity }: QueueDepth): SummaryBody["queue"] => ({
+  interactive,
+  batch,
+  capacity,
+});

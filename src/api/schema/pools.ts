@@ -1,0 +1,122 @@
+/**
+ * Wire models of /v1/pools (behaviour §12). api/pools.ts answers with them; contracts/openapi/control.yaml
+ * repeats them and test/contract/schemas.test.ts holds the two together.
+ */
+import { type Static, Type } from "@sinclair/typebox";
+import { type ReplicaFailure, replicaStates } from "../../domain/pool.ts";
+import { poolStates } from "../../domain/pool-state.ts";
+import { count, epochMs, nullable, oneOf, poolId, strict } from "./wire.ts";
+
+export const PoolState = oneOf(poolStates, {
+  description:
+    "That of its most hopeful replica. ready: tasks start or queue; loading, restarting, stopped: they queue; unavailable: they are refused.",
+});
+
+/** Why a replica is not there. The causes are those of domain/pool.ts. */
+export const ReplicaError = strict(
+  {
+    cause: oneOf([
+      "spawn_failed",
+      "model_missing",
+      "model_corrupt",
+      "bad_flag",
+      "out_of_memory",
+      "bind_failed",
+      "load_timeout",
+      "warm_up_failed",
+      "crashed",
+      "exited",
+      "wedged",
+    ] satisfies ReplicaFailure["cause"][]),
+    message: Type.String({ description: "What happened and what to do, for a person." }),
+    exit_code: nullable(Type.Integer(), "Null when a signal ended it, or when it still runs."),
+    signal: nullable(Type.String(), "Such as SIGKILL."),
+    log_tail: Type.Array(Type.String(), { description: "The last lines that the engine logged." }),
+    at_ms: epochMs("When it was noticed"),
+  },
+  { description: "Why an engine process was lost or did not start." },
+);
+
+export const PoolQueue = strict(
+  {
+    interactive: count("Waiting tasks of this class."),
+    batch: count("Waiting tasks of this class."),
+    capacity: count("Waiting tasks of both classes that fit."),
+  },
+  { description: "The pool's one bounded queue." },
+);
+
+const summary = {
+  engine: Type.String(),
+  engine_version: nullable(Type.String(), "What the engine reported; null while none has been ready."),
+  model_ref: Type.String(),
+  state: PoolState,
+};
+
+export const PoolSummary = strict(
+  {
+    id: poolId("The pool's id."),
+    ...summary,
+    ready: Type.Boolean({
+      description: "A task that came now could start or would queue for a replica that has decoded for real.",
+    }),
+    replicas: count("Replicas that are configured."),
+    slots_total: count("Sequences that its ready replicas can decode at once."),
+    slots_busy: count("How many of them are leased."),
+    queue: PoolQueue,
+  },
+  { description: "A pool at a glance." },
+);
+
+export const PoolList = strict({ pools: Type.Array(PoolSummary) });
+export type PoolListBody = Static<typeof PoolList>;
+
+export const ReplicaHealth = strict(
+  {
+    id: Type.String(),
+    state: oneOf(replicaStates),
+    pid: nullable(count("Process id of the engine."), "Null while no process runs."),
+    slots_total: count("Sequences that it can decode at once."),
+    slots_busy: count("How many of them are leased."),
+    restarts: count("Times it was started again after a failure."),
+    last_error: nullable(ReplicaError, "Why it was last not there."),
+    vram_used_bytes: nullable(
+      count("Bytes."),
+      "Null where the vendor's library tells nothing: never invented.",
+    ),
+  },
+  { description: "One engine process." },
+);
+
+export const PoolMetrics = strict(
+  {
+    decode_tokens_per_second: nullable(
+      Type.Number({ minimum: 0 }),
+      "Of one sequence, learned from what ran; null before.",
+    ),
+    prefill_tokens_per_second: nullable(Type.Number({ minimum: 0 }), "Learned from what ran; null before."),
+    tasks_done: count("Since the daemon started."),
+    tasks_failed: count("Since the daemon started."),
+    tokens_out_total: count("Since the daemon started."),
+  },
+  { description: "What the pool has done and how fast it is." },
+);
+
+export const PoolHealth = strict(
+  {
+    id: poolId("The pool's id."),
+    live: Type.Boolean({ description: "The pool can serve or is on its way to; false once it is stuck." }),
+    ready: Type.Boolean({ description: "At least one replica has decoded for real and takes tasks." }),
+    draining: Type.Boolean(),
+    ...summary,
+    replicas: Type.Array(ReplicaHealth),
+    queue: PoolQueue,
+    metrics: PoolMetrics,
+    last_error: nullable(ReplicaError, "The newest of its replicas'."),
+  },
+  { description: "A pool in detail." },
+);
+export type PoolHealthBody = Static<typeof PoolHealth>;
+
+export const PoolIdParams = strict({ id: poolId("The pool's id.") });
+export type PoolIdPathParams = Static<typeof PoolIdParams>;

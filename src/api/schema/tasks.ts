@@ -1,0 +1,270 @@
+/**
+ * Wire models of /v1/tasks (behaviour §4, §6). api/tasks.ts validates with them and contracts/openapi/data.yaml
+ * repeats them; test/contract/schemas.test.ts holds the two together. Stream events are in stream.ts.
+ *
+ * What a schema cannot say in a way that every tool checks (exactly one of prompt, messages and inputs) is said
+ * by `givenInputs`. Judging values against the model, such as max_tokens beyond its context, is admission's.
+ */
+import { type Static, Type } from "@sinclair/typebox";
+import { limits } from "../../domain/limits.ts";
+import { engineKinds } from "../../domain/pool.ts";
+import { priorities, taskStates, workloads } from "../../domain/task.ts";
+import { WireErrorCode } from "./errors.ts";
+import {
+  count,
+  epochMs,
+  metadata,
+  milliseconds,
+  nullable,
+  oneOf,
+  poolId,
+  probability,
+  queryInteger,
+  strict,
+  text,
+  uuid,
+} from "./wire.ts";
+
+export const Message = strict(
+  {
+    role: oneOf(["system", "user", "assistant"]),
+    content: text(limits.promptCharsMax, "What was said."),
+  },
+  { description: "One turn of a chat; the model's own chat template turns them into a prompt." },
+);
+
+export const SamplingRequest = strict(
+  {
+    temperature: Type.Optional(Type.Number({ minimum: 0, maximum: 10, description: "0 is greedy." })),
+    top_p: Type.Optional(Type.Number({ minimum: 0, maximum: 1 })),
+    top_k: Type.Optional(Type.Integer({ minimum: 0, maximum: 1_000_000, description: "0 turns it off." })),
+    min_p: Type.Optional(Type.Number({ minimum: 0, maximum: 1 })),
+    repeat_penalty: Type.Optional(Type.Number({ minimum: 0, maximum: 10, description: "1 turns it off." })),
+    presence_penalty: Type.Optional(Type.Number({ minimum: -10, maximum: 10 })),
+    frequency_penalty: Type.Optional(Type.Number({ minimum: -10, maximum: 10 })),
+    stop: Type.Optional(
+      Type.Array(text(limits.stopStringCharsMax, "Generation ends before this text.", { minLength: 1 }), {
+        maxItems: limits.stopStringsMax,
+      }),
+    ),
+    grammar: Type.Optional(
+      text(limits.grammarCharsMax, "A GBNF grammar that the output follows.", { minLength: 1 }),
+    ),
+    json_schema: Type.Optional(
+      Type.Object(
+        {},
+        {
+          additionalProperties: true,
+          description: "A JSON Schema that the output follows; not together with grammar.",
+        },
+      ),
+    ),
+  },
+  {
+    description:
+      "What is not given comes from the pool's sampler profile (v1: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05).",
+  },
+);
+
+export const PlacementRequest = strict(
+  {
+    mode: oneOf(["auto", "pin"], { description: "auto: any pool that can do it; pin: only pin_pool_id." }),
+    pin_pool_id: Type.Optional(poolId("The only pool that may run the task; required by mode pin.")),
+  },
+  { description: "Where the task may run." },
+);
+
+export const TaskRequest = strict(
+  {
+    prompt: Type.Optional(text(limits.promptCharsMax, "Text to continue.", { minLength: 1 })),
+    messages: Type.Optional(
+      Type.Array(Message, { minItems: 1, maxItems: limits.messagesMax, description: "A chat to answer." }),
+    ),
+    inputs: Type.Optional(
+      Type.Array(text(limits.promptCharsMax, "One text.", { minLength: 1 }), {
+        minItems: 1,
+        maxItems: limits.inputsMax,
+        description: "Texts to embed, or to rank against query.",
+      }),
+    ),
+    query: Type.Optional(
+      text(limits.promptCharsMax, "What inputs are ranked against (workload rerank).", { minLength: 1 }),
+    ),
+    task_id: Type.Optional(
+      uuid(
+        "Idempotency key: the same body again gets the same answer, another body gets 409. Minted when absent.",
+      ),
+    ),
+    session_id: Type.Optional(uuid("A label that is carried and can be listed by.")),
+    workload: Type.Optional(
+      oneOf(workloads, {
+        description: "Follows from the input when absent: inputs embed, with query they are ranked.",
+      }),
+    ),
+    model_ref: Type.Optional(
+      text(1024, "A model from GET /v1/capabilities; any that fits when absent.", { minLength: 1 }),
+    ),
+    engine: Type.Optional(oneOf(engineKinds, { description: "Only pools of this engine." })),
+    ctx: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: 2 ** 31 - 1,
+        description: "Tokens of context, prompt and output together; the pool's when absent.",
+      }),
+    ),
+    priority: Type.Optional(oneOf(priorities, { description: "interactive (default) starts before batch." })),
+    seed: Type.Optional(
+      Type.Integer({ minimum: 0, maximum: limits.seedMax, description: "Drawn and reported when absent." }),
+    ),
+    determinism: Type.Optional(oneOf(["best_effort"])),
+    sampler_profile_version: Type.Optional(oneOf(["v1"])),
+    sampling: Type.Optional(SamplingRequest),
+    max_tokens: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: limits.maxTokensMax,
+        description: `Output tokens at most; ${limits.maxTokensDefault} when absent.`,
+      }),
+    ),
+    deadline_ms: Type.Optional(
+      Type.Integer({
+        // Zero and less get DEADLINE_UNMET from admission, which says more than a schema can.
+        minimum: -limits.deadlineMsMax,
+        maximum: limits.deadlineMsMax,
+        description:
+          "Milliseconds from now to the end. What cannot be met is refused at once with DEADLINE_UNMET.",
+      }),
+    ),
+    expected_tokens: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: limits.maxTokensMax,
+        description: "How long the output will probably be: helps the prediction.",
+      }),
+    ),
+    kv_hint: Type.Optional(oneOf(["reuse", "cold"], { description: "cold: no cached context is used." })),
+    placement: Type.Optional(PlacementRequest),
+    on_disconnect: Type.Optional(
+      oneOf(["cancel", "continue"], {
+        description: "What happens when the last viewer leaves; cancel when absent.",
+      }),
+    ),
+    metadata: Type.Optional(metadata("Labels that are carried and shown, never interpreted.")),
+  },
+  {
+    description: "Exactly one of prompt, messages and inputs.",
+    oneOf: [{ required: ["prompt"] }, { required: ["messages"] }, { required: ["inputs"] }],
+  },
+);
+export type TaskRequestBody = Static<typeof TaskRequest>;
+
+/** The inputs that a body names, in the order of the contract: exactly one of them is right. */
+export function givenInputs(body: TaskRequestBody): ("prompt" | "messages" | "inputs")[] {
+  return (["prompt", "messages", "inputs"] as const).filter((field) => body[field] !== undefined);
+}
+
+const streamUrl = () => Type.String({ description: "Where the events are, relative to this server." });
+
+export const TaskAccepted = strict(
+  {
+    task_id: uuid("The task's id."),
+    session_id: nullable(uuid("The label that was given.")),
+    pool_id: poolId("The pool that will run it."),
+    queue_position: count("Tasks that will start before it."),
+    predicted_start_ms: milliseconds("Milliseconds from now to the start."),
+    predicted_end_ms: milliseconds("Milliseconds from now to the end."),
+    on_time_probability: nullable(probability(), "How likely deadline_ms is met; null without a deadline."),
+    backoff_ms: milliseconds("How long to wait before the next request; 0 when there is no need to."),
+    stream_url: streamUrl(),
+  },
+  {
+    description:
+      "The task was accepted and will run, whether or not anyone watches. Predictions come from a model of the pool that learns as it runs.",
+  },
+);
+export type TaskAcceptedBody = Static<typeof TaskAccepted>;
+
+export const TaskError = strict(
+  { code: WireErrorCode, message: Type.String(), retriable: Type.Boolean() },
+  { description: "Why the task failed or was canceled." },
+);
+
+export const TaskView = strict(
+  {
+    task_id: uuid("The task's id."),
+    session_id: nullable(uuid("The label that was given.")),
+    state: oneOf(taskStates, { description: "done, failed and canceled are final." }),
+    workload: oneOf(workloads),
+    pool_id: poolId("The pool that runs it."),
+    replica_id: nullable(Type.String(), "The engine process of the present or last attempt."),
+    model_ref: Type.String(),
+    priority: oneOf(priorities),
+    seed: Type.Integer({ minimum: 0, maximum: limits.seedMax }),
+    queue_position: nullable(count("Tasks that will start before it."), "Null unless it waits."),
+    predicted_start_ms: nullable(milliseconds("Milliseconds from now."), "Null unless it waits."),
+    predicted_end_ms: nullable(milliseconds("Milliseconds from now."), "Null once it has ended."),
+    on_time_probability: nullable(probability(), "Null without a deadline and once it has ended."),
+    waiting_for: nullable(Type.String(), "Why it waits, as a sentence; null unless it waits."),
+    created_ms: epochMs("When it was accepted"),
+    started_ms: nullable(epochMs("When its first attempt started")),
+    finished_ms: nullable(epochMs("When it ended")),
+    attempts: count("Attempts begun so far."),
+    tokens_in: nullable(count("Tokens of the prompt."), "Null until they were counted."),
+    tokens_out: count("Token events so far."),
+    finish_reason: nullable(oneOf(["stop", "length"]), "Null unless the task is done."),
+    error: nullable(TaskError, "Null unless it failed or was canceled."),
+    stream_url: streamUrl(),
+    metadata: metadata("The labels that were given."),
+  },
+  { description: "A task as it stands." },
+);
+export type TaskViewBody = Static<typeof TaskView>;
+
+const cursor = () => Type.String({ minLength: 1, maxLength: 256, pattern: "^[A-Za-z0-9._~:=-]+$" });
+
+export const TaskList = strict(
+  {
+    tasks: Type.Array(TaskView),
+    next_cursor: nullable(cursor(), "Give it as ?cursor= for the next page; null on the last one."),
+  },
+  { description: "One page of the caller's tasks, newest first." },
+);
+export type TaskListBody = Static<typeof TaskList>;
+
+export const TaskListQuery = strict({
+  state: Type.Optional(oneOf(taskStates, { description: "Only tasks in this state." })),
+  session_id: Type.Optional(uuid("Only tasks that carry this label.")),
+  limit: Type.Optional(
+    queryInteger(1, limits.listPageMax, `Tasks on a page; ${limits.listPageDefault} when absent.`),
+  ),
+  cursor: Type.Optional(Type.String({ ...cursor(), description: "The next_cursor of the page before." })),
+});
+export type TaskListQueryParams = Static<typeof TaskListQuery>;
+
+export const TaskIdParams = strict({ id: uuid("The task's id.") });
+export type TaskIdPathParams = Static<typeof TaskIdParams>;
+
+export const StreamQuery = strict({
+  after: Type.Optional(
+    queryInteger(
+      0,
+      Number.MAX_SAFE_INTEGER,
+      "Send only events with a greater id. The Last-Event-ID header, which browsers send by themselves, wins over it.",
+    ),
+  ),
+  observe: Type.Optional(
+    oneOf(["0", "1"], { description: "1: this viewer does not count for on_disconnect." }),
+  ),
+});
+export type StreamQueryParams = Static<typeof StreamQuery>;
+
+/** Request headers of the stream; other headers are none of its business. */
+export const StreamHeaders = Type.Object({
+  "last-event-id": Type.Optional(
+    Type.String({
+      pattern: "^[0-9]{1,15}$",
+      description: "The id of the last event that was received: the stream goes on after it.",
+    }),
+  ),
+});
+export type StreamHeaderValues = Static<typeof StreamHeaders>;

@@ -1,0 +1,224 @@
+/**
+ * The composition root: the only file that names concrete adapters. Builds everything from the compiled
+ * configuration and returns a running daemon; what was built is released last-in first-out.
+ */
+import { join } from "node:path";
+import { apiVersion } from "../api/api-version.ts";
+import { capabilitiesRoutes } from "../api/capabilities.ts";
+import { observabilityRoutes } from "../api/observability.ts";
+import { poolsRoutes } from "../api/pools.ts";
+import { RequestContexts } from "../api/request-context.ts";
+import { tasksRoutes } from "../api/tasks.ts";
+import type { EngineKind } from "../domain/pool.ts";
+import type { Workload } from "../domain/task.ts";
+import { BunProcessHost, selfCommand } from "../infra/bun-process.ts";
+import { type GgufHeader, isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
+import { LlamaCppAdapter } from "../infra/engines/llamacpp.ts";
+import { MockAdapter } from "../infra/engines/mock.ts";
+import { SystemClock, SystemEntropy } from "../infra/system-clock.ts";
+import { PinoLog } from "../infra/telemetry/pino-log.ts";
+import { PromMetrics } from "../infra/telemetry/prom-metrics.ts";
+import type { EngineAdapter } from "../ports/engine.ts";
+import type { Log } from "../ports/telemetry.ts";
+import { Admission } from "../services/admission.ts";
+import { AttemptRunner } from "../services/attempt-runner.ts";
+import { Capabilities } from "../services/capabilities.ts";
+import { Dispatcher } from "../services/dispatcher.ts";
+import { LoopLag } from "../services/loop-lag.ts";
+import { Pools } from "../services/pools.ts";
+import { Readiness } from "../services/readiness.ts";
+import { Streams } from "../services/streams.ts";
+import { Supervisor } from "../services/supervisor.ts";
+import { TaskRegistry } from "../services/task-registry.ts";
+import type { Bootstrap, Composition, Daemon } from "./daemon.ts";
+import { listen } from "./listen.ts";
+import { createRouter } from "./router.ts";
+
+/** Releases in reverse order of building, every one even when another fails. */
+class Releases {
+  private readonly steps: { name: string; release: () => void | Promise<void> }[] = [];
+
+  add(name: string, release: () => void | Promise<void>): void {
+    this.steps.push({ name, release });
+  }
+
+  async run(log: Log): Promise<void> {
+    for (const { name, release } of this.steps.splice(0).reverse()) {
+      try {
+        await release();
+      } catch (error) {
+        log.error("release_failed", { human: `${name} could not be closed cleanly` }, error);
+      }
+    }
+  }
+}
+
+/** Viewers that read their last frame need a moment; one that does not read must not hold the exit. */
+const lastFramesMs = 2_000;
+
+export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
+  const clock = new SystemClock();
+  const entropy = new SystemEntropy();
+  const log = new PinoLog({ level: config.logLevel, clock });
+  const metrics = new PromMetrics({
+    build: { version: buildInfo.version, commit: buildInfo.commit, bun: Bun.version },
+  });
+  const releases = new Releases();
+  const runDir = join(config.stateDir, "run");
+
+  const processes = new BunProcessHost({ runDir, guardCommand: selfCommand("__guard"), log });
+  releases.add("child processes", () => processes.close());
+  const swept = await processes.sweep();
+  if (swept > 0) log.warn("engines_swept", { count: swept, human: "engines of an earlier daemon still ran" });
+
+  const adapters = new Map<EngineKind, EngineAdapter>([
+    ["llamacpp", new LlamaCppAdapter({ clock, entropy, log })],
+    ["mock", new MockAdapter({ clock, entropy })],
+  ]);
+  const supervisor = new Supervisor({
+    clock,
+    entropy,
+    processes,
+    log,
+    metrics,
+    runDir,
+    adapters,
+    restart: {
+      backoffMs: config.restart.backoffMs,
+      backoffMaxMs: config.restart.backoffMsMax,
+      breakerFailures: config.restart.breakerFailures,
+      breakerWindowMs: config.restart.breakerWindowMs,
+    },
+  });
+
+  const registry = new TaskRegistry(config.tasks.retentionMs);
+  const dispatcher = new Dispatcher({
+    clock,
+    log,
+    metrics,
+    control: supervisor,
+    registry,
+    runner: new AttemptRunner(clock, config.streaming.metricsEveryMs),
+    pools: config.pools,
+    attemptsMax: config.tasks.attemptsMax,
+    batchMaxWaitMs: config.admission.batchMaxWaitMs,
+    // Thrown outside of any handler it reaches the process: logged, engines killed, exit 1, restart.
+    onFatal: (error) =>
+      clock.soon(() => {
+        throw error;
+      }),
+  });
+  const admission = new Admission(dispatcher, config.pools, entropy, {
+    defaultMaxTokens: config.admission.maxTokensDefault,
+    defaultDeadlineMs: config.admission.deadlineMsDefault,
+    minOnTimeProbability: config.admission.minOnTimeProbability,
+  });
+  const streams = new Streams(
+    clock,
+    {
+      heartbeatMs: config.streaming.heartbeatMs,
+      disconnectGraceMs: config.streaming.disconnectGraceMs,
+      streamsPerKeyMax: config.limits.streamsPerKey,
+    },
+    (taskId, reason) => void dispatcher.cancel(taskId, reason),
+  );
+  releases.add("streams", () => streams.close());
+  const loopLag = new LoopLag(clock);
+  loopLag.start();
+  releases.add("loop lag sampler", () => loopLag.stop());
+
+  const speeds = {
+    speed: (poolId: string) => dispatcher.forecast.speed(poolId),
+    totals: (poolId: string) => dispatcher.runtime(poolId),
+  };
+  const pools = new Pools({ pools: config.pools, control: supervisor, queues: dispatcher.view, speeds });
+  const { perSecond, burst } = config.limits.rate;
+  const capabilities = new Capabilities({
+    apiVersion,
+    pools: config.pools,
+    control: supervisor,
+    rateLimits: { requestsPerSecond: perSecond, burst, streamsPerKey: config.limits.streamsPerKey },
+  });
+  const readiness = new Readiness({ clock, loopLag, probe: () => admission.probe() });
+  metrics.attach({
+    pools: () => pools.gauges(dispatcher.view),
+    models: () => capabilities.models(),
+    eventLogs: () => ({ count: registry.size, bytes: registry.account.bytes }),
+    viewers: () => streams.size,
+    loopLagMs: () => loopLag.maxMs(),
+  });
+
+  const contexts = new RequestContexts();
+  const app = createRouter({
+    contexts,
+    clock,
+    entropy,
+    log,
+    auth: {
+      mode: config.auth.mode,
+      verify: (presented) => {
+        const holder = keys.verify(presented);
+        return holder === null ? null : { ...holder, rate: holder.rate ?? config.limits.rate };
+      },
+      local: { keyId: "local", admin: true, rate: config.limits.rate },
+    },
+    maxBodyBytes: config.limits.bodyBytes,
+    plugins: [
+      tasksRoutes({ admission, dispatcher, registry, streams, contexts, clock }),
+      poolsRoutes({ pools }),
+      capabilitiesRoutes({ capabilities }),
+      observabilityRoutes({ metrics, readiness }),
+    ],
+  });
+  // Before any engine starts: an address in use must not cost a model load.
+  const server = listen(app, {
+    host: config.addr.host,
+    port: config.addr.port,
+    tls: config.tls,
+    log,
+    entropy,
+  });
+  releases.add("http server", async () => {
+    const forced = clock.setTimer(lastFramesMs, () => void server.stop(true));
+    await server.stop(false);
+    forced.cancel();
+  });
+  supervisor.start(config.pools, dispatcher);
+  releases.add("engines", () => supervisor.stop());
+
+  return {
+    url: server.url,
+    log,
+    close: async () => {
+      dispatcher.close();
+      const deadline = clock.setTimer(config.shutdown.drainDeadlineMs, () => dispatcher.endAll());
+      await dispatcher.idle();
+      deadline.cancel();
+      await releases.run(log);
+    },
+    closeNow: () => {
+      supervisor.forceStop();
+      void server.stop(true);
+    },
+  } satisfies Daemon;
+};
+
+export const composition: Composition = {
+  bootstrap,
+  entropy: new SystemEntropy(),
+  readModelKind: (path) => {
+    try {
+      return workloadsOf(readGgufHeader(path));
+    } catch (error) {
+      // What is wrong with the file is told when it is loaded.
+      if (isGgufError(error)) return null;
+      throw error;
+    }
+  },
+};
+
+/** A model trained to pool says so in its header; every other one generates. */
+function workloadsOf({ poolingType }: GgufHeader): readonly Workload[] | null {
+  if (poolingType === null || poolingType === 0) return null;
+  return poolingType === 4 ? ["rerank"] : ["embedding"];
+}

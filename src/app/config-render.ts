@@ -1,0 +1,104 @@
+/**
+ * A compiled Config back in the shape of the configuration file, for `--check-config`: what is in force can be
+ * read, compared and used as a file again.
+ *
+ * Always holds: no digest of a key and no value of an engine's environment comes out, and `compileConfig` of
+ * what comes out (with those put back) is the same Config.
+ */
+import { stringify } from "yaml";
+import type { PoolSpec } from "../domain/pool.ts";
+import type { Config } from "./config.ts";
+import type { KeySpec } from "./config-keys.ts";
+
+const hidden = "(not shown)";
+
+export function renderConfig(config: Config): string {
+  const source = config.filePath === null ? "no configuration file" : config.filePath;
+  const yaml = stringify(fileShape(config), { aliasDuplicateObjects: false, lineWidth: 0 });
+  return `# in force: flags, environment, ${source}, defaults\n${yaml}`;
+}
+
+function fileShape(config: Config): Record<string, unknown> {
+  const { addr, limits, admission, tasks, streaming, restart } = config;
+  return {
+    addr: `${addr.host.includes(":") ? `[${addr.host}]` : addr.host}:${addr.port}`,
+    state_dir: config.stateDir,
+    log: { level: config.logLevel },
+    auth: { mode: config.auth.mode, keys: config.auth.keys.map(keyShape) },
+    limits: {
+      body_bytes: limits.bodyBytes,
+      rate: rateShape(limits.rate),
+      streams_per_key: limits.streamsPerKey,
+    },
+    tls: { cert: config.tls?.certPath ?? null, key: config.tls?.keyPath ?? null },
+    admission: {
+      default_max_tokens: admission.maxTokensDefault,
+      min_on_time_probability: admission.minOnTimeProbability,
+      default_deadline_ms: admission.deadlineMsDefault,
+      batch_max_wait_ms: admission.batchMaxWaitMs,
+    },
+    tasks: { max_attempts: tasks.attemptsMax, retention_ms: tasks.retentionMs },
+    streaming: {
+      heartbeat_ms: streaming.heartbeatMs,
+      disconnect_grace_ms: streaming.disconnectGraceMs,
+      metrics_every_ms: streaming.metricsEveryMs,
+    },
+    models: { dir: config.models.dir, roots: config.models.roots },
+    ...(config.engineBin === null ? {} : { engines: { llamacpp: { bin: config.engineBin } } }),
+    restart: {
+      backoff_ms: restart.backoffMs,
+      backoff_max_ms: restart.backoffMsMax,
+      breaker_failures: restart.breakerFailures,
+      breaker_window_ms: restart.breakerWindowMs,
+    },
+    shutdown: { drain_deadline_ms: config.shutdown.drainDeadlineMs },
+    pools: config.pools.map(poolShape),
+  };
+}
+
+const rateShape = (rate: { perSecond: number; burst: number }) => ({
+  per_second: rate.perSecond,
+  burst: rate.burst,
+});
+
+const keyShape = (key: KeySpec) => ({
+  id: key.keyId,
+  ...(key.filePath === null ? { sha256: hidden } : { file: key.filePath }),
+  admin: key.admin,
+  rate: key.rate === null ? null : rateShape(key.rate),
+});
+
+const poolShape = (pool: PoolSpec) => ({
+  id: pool.id,
+  engine: pool.engine,
+  model: pool.modelRef,
+  replicas: pool.replicas,
+  slots: pool.slots,
+  ctx: pool.ctx,
+  args: pool.args,
+  env: Object.fromEntries(Object.keys(pool.env).map((name) => [name, hidden])),
+  preload: pool.preload,
+  queue: { capacity: pool.queueCapacity },
+  timeouts: {
+    load_ms: pool.timeouts.loadMs,
+    first_token_ms: pool.timeouts.firstTokenMs,
+    inter_token_ms: pool.timeouts.interTokenMs,
+    stop_grace_ms: pool.timeouts.stopGraceMs,
+  },
+  workloads: pool.workloads,
+  ...(pool.mock === null
+    ? {}
+    : {
+        mock: {
+          token_ms: pool.mock.tokenMs,
+          prefill_ms_per_token: pool.mock.prefillMsPerToken,
+          load_ms: pool.mock.loadMs,
+          faults: pool.mock.faults.map((fault) => ({
+            kind: fault.kind,
+            nth: fault.nth,
+            after_tokens: fault.afterTokens,
+            delay_ms: fault.delayMs,
+          })),
+        },
+      }),
+});

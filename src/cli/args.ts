@@ -1,0 +1,115 @@
+/**
+ * The command line: argv → what to do. Called by main.ts; pure, so that it is tested without a process.
+ *
+ * Always holds: an unknown flag or word is refused with the nearest known name (exit code 2); what a flag's
+ * value means is judged by app/config.ts together with everything else.
+ */
+import { Command, CommanderError, Option } from "commander";
+import type { ConfigFlags } from "../app/config.ts";
+import { nearestName } from "../app/config-problems.ts";
+
+export type ParsedArgs =
+  | { readonly command: "serve" | "check-config"; readonly flags: ConfigFlags }
+  | { readonly command: "version" }
+  /** For stdout. */
+  | { readonly command: "help"; readonly text: string }
+  /** For stderr. */
+  | { readonly command: "usage-error"; readonly text: string };
+
+const programName = "orchestratord";
+const words = ["serve"];
+
+interface RawOptions extends Record<keyof ConfigFlags, string | undefined> {
+  readonly checkConfig?: boolean;
+  readonly version?: boolean;
+}
+
+function program(): Command {
+  return new Command(programName)
+    .description("Schedules LLM work onto supervised llama.cpp engines: one queue, one promise per task.")
+    .argument("[command]", "serve: run the daemon (the default)")
+    .allowExcessArguments(true)
+    .addOption(new Option("--addr <host:port>", "where to listen (ORCHD_ADDR; default 0.0.0.0:8080)"))
+    .addOption(
+      new Option(
+        "--config <file>",
+        "configuration file (ORCHD_CONFIG; else ./orchestratord.yaml, else $XDG_CONFIG_HOME/orchestratord/config.yaml)",
+      ),
+    )
+    .addOption(
+      new Option(
+        "--state-dir <dir>",
+        "what the daemon keeps (ORCHD_STATE_DIR; default $XDG_STATE_HOME/orchestratord)",
+      ),
+    )
+    .addOption(new Option("--models-dir <dir>", "where *.gguf files are (default ~/.cache/models)"))
+    .addOption(
+      new Option("--engine-bin <file>", "llama-server (ORCHD_LLAMA_SERVER; default: the one on PATH)"),
+    )
+    .addOption(new Option("--log-level <level>", "debug, info, warn or error (default info)"))
+    .addOption(
+      new Option("--check-config", "print the effective configuration and what is wrong with it, then exit"),
+    )
+    .addOption(new Option("--version", "print the version, then exit"))
+    .helpOption("--help", "print this, then exit")
+    .addHelpText(
+      "after",
+      "\nA flag goes before the environment, that before the file. Exit codes: 0 fine, 1 failure, 2 usage or configuration.",
+    )
+    .exitOverride()
+    .showSuggestionAfterError(false)
+    .configureOutput({ writeOut: ignore, writeErr: ignore });
+}
+
+function ignore(): void {
+  // The text goes to the caller instead.
+}
+
+/** `argv` without the interpreter and the script. */
+export function parseArgs(argv: readonly string[]): ParsedArgs {
+  const command = program();
+  try {
+    command.parse(argv, { from: "user" });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.code === "commander.helpDisplayed") return { command: "help", text: command.helpInformation() };
+    return usageError(command, error);
+  }
+  const options = command.opts<RawOptions>();
+  const [word, ...rest] = command.args;
+  if (word !== undefined && !words.includes(word)) return unknownWord(word, words, "command");
+  if (rest[0] !== undefined) return unknownWord(rest[0], [], "argument");
+  if (options.version === true) return { command: "version" };
+  const { addr, config, stateDir, modelsDir, engineBin, logLevel } = options;
+  return {
+    command: options.checkConfig === true ? "check-config" : "serve",
+    flags: { addr, config, stateDir, modelsDir, engineBin, logLevel },
+  };
+}
+
+const flagNames = (command: Command): string[] => [
+  ...command.options.map((option) => option.long ?? "").filter((name) => name !== ""),
+  "--help",
+];
+
+function usageError(command: Command, error: CommanderError): ParsedArgs {
+  const unknown = /^error: unknown option '([^']*)'/.exec(error.message)?.[1];
+  if (unknown !== undefined)
+    return unknownWord(unknown.split("=", 1)[0] ?? unknown, flagNames(command), "flag");
+  return {
+    command: "usage-error",
+    text: `${programName}: ${error.message.replace(/^error: /, "")}\n${seeHelp}`,
+  };
+}
+
+const seeHelp = `See ${programName} --help.`;
+
+function unknownWord(
+  word: string,
+  known: readonly string[],
+  kind: "flag" | "command" | "argument",
+): ParsedArgs {
+  const nearest = nearestName(word, known);
+  const hint = nearest === null ? "" : `; did you mean ${nearest}?`;
+  return { command: "usage-error", text: `${programName}: unknown ${kind} ${word}${hint}\n${seeHelp}` };
+}

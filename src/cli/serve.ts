@@ -1,0 +1,144 @@
+/**
+ * `serve`: from flags to a running daemon, and from a signal to its end. Called by main.ts, which exits with
+ * the code that this resolves to.
+ *
+ * Always holds: the state folder's lock is taken before anything is written and given back after the daemon is
+ * closed; the first SIGTERM or SIGINT drains, the second one ends at once; whatever nobody caught ends the
+ * daemon with 1, because its state can no longer be trusted.
+ */
+import { constants } from "node:os";
+import { openKeys } from "../app/api-keys.ts";
+import { bannerLines } from "../app/banner.ts";
+import { buildInfo } from "../app/build-info.ts";
+import { type Config, type ConfigFlags, loadConfig } from "../app/config.ts";
+import type { Composition, Daemon } from "../app/daemon.ts";
+import { isStartError, StartError, systemCode } from "../app/start-error.ts";
+import { openStateDir } from "../app/state-dir.ts";
+import { problemsText, warningsText } from "./check-config.ts";
+import { ignoreClosedTerminal, printError } from "./print.ts";
+
+/** Exit code: 0 never, 1 failure, 2 configuration, 130/143 by signal. */
+export async function serve(flags: ConfigFlags, composition: Composition): Promise<number> {
+  ignoreClosedTerminal();
+  const lifetime = new Lifetime();
+  const result = loadConfig({ flags, env: process.env, readModelKind: composition.readModelKind });
+  if (!result.ok) {
+    await printError(problemsText(result.problems));
+    return 2;
+  }
+  await printError(warningsText(result));
+  try {
+    return await run(result.config, composition, lifetime);
+  } catch (error) {
+    if (!isStartError(error)) throw error;
+    await printError(`orchestratord: ${error.message}\n`);
+    return 1;
+  }
+}
+
+async function run(config: Config, composition: Composition, lifetime: Lifetime): Promise<number> {
+  const stateDir = openStateDir(config.stateDir);
+  try {
+    const { specs, mode } = { specs: config.auth.keys, mode: config.auth.mode };
+    const opened = openKeys({ specs, mode, stateDir: stateDir.path, entropy: composition.entropy });
+    await printError(warningsText({ warnings: [...stateDir.warnings, ...opened.warnings] }));
+    const starting = composition.bootstrap({ config, keys: opened.keys, buildInfo });
+    // A second signal does not wait for a start that hangs.
+    const daemon = await Promise.race([starting, lifetime.ended]);
+    if (typeof daemon === "number") return daemon;
+    lifetime.started(daemon);
+    const banner = bannerLines({ config, buildInfo, url: daemon.url, keyFile: opened.keyFile });
+    await printError(`${[...banner, ...keyLines(opened.minted)].join("\n")}\n`);
+    return await lifetime.ended;
+  } catch (error) {
+    throw addressError(error, config) ?? error;
+  } finally {
+    stateDir.release();
+  }
+}
+
+/** The one time that a key is shown: on the terminal of the start that made it. */
+const keyLines = (minted: string | null): string[] =>
+  minted === null ? [] : ["", `  Your key, shown this once: ${minted}`];
+
+function addressError(error: unknown, { addr }: Config): StartError | null {
+  const place = `${addr.host.includes(":") ? `[${addr.host}]` : addr.host}:${addr.port}`;
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    const code = systemCode(cause);
+    if (code === "EADDRINUSE") {
+      return new StartError(
+        "address",
+        `address in use: ${place}; stop what listens there, or choose another with --addr`,
+      );
+    }
+    if (code === "EADDRNOTAVAIL")
+      return new StartError("address", `${place} is no address of this machine; change --addr`);
+    if (code === "EACCES" && addr.port < 1024) {
+      return new StartError(
+        "address",
+        `not permitted to listen on ${place}; choose a port from 1024 on with --addr`,
+      );
+    }
+  }
+  return null;
+}
+
+type StopSignal = "SIGTERM" | "SIGINT";
+
+/** What may end the daemon, from before it runs: signals, and errors that nobody caught. */
+class Lifetime {
+  /** Settles once, with the exit code. */
+  readonly ended: Promise<number>;
+  readonly #end: (code: number) => void;
+  #daemon: Daemon | null = null;
+  #stopping: StopSignal | null = null;
+
+  constructor() {
+    const { promise, resolve } = Promise.withResolvers<number>();
+    this.ended = promise;
+    this.#end = resolve;
+    for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => this.#onSignal(signal));
+    process.on("uncaughtException", (error) => this.#crash("uncaught_exception", error));
+    process.on("unhandledRejection", (reason) => this.#crash("unhandled_rejection", reason));
+  }
+
+  started(daemon: Daemon): void {
+    this.#daemon = daemon;
+    if (this.#stopping !== null) this.#drain(daemon, this.#stopping);
+  }
+
+  #onSignal(signal: StopSignal): void {
+    if (this.#stopping !== null) {
+      this.#daemon?.closeNow();
+      this.#end(exitCodeOf(signal));
+      return;
+    }
+    this.#stopping = signal;
+    if (this.#daemon !== null) this.#drain(this.#daemon, signal);
+  }
+
+  #drain(daemon: Daemon, signal: StopSignal): void {
+    daemon.close().then(
+      () => this.#end(exitCodeOf(signal)),
+      (error) => this.#crash("close_failed", error),
+    );
+  }
+
+  #crash(event: string, error: unknown): void {
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    // Both: the log may be what is broken.
+    process.stderr.write(`orchestratord: ${event}: ${text}\n`);
+    try {
+      this.#daemon?.log?.error(
+        event,
+        { human: "the daemon ends, its state can no longer be trusted" },
+        error,
+      );
+      this.#daemon?.closeNow();
+    } finally {
+      this.#end(1);
+    }
+  }
+}
+
+const exitCodeOf = (signal: StopSignal): number => 128 + constants.signals[signal];

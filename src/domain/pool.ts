@@ -1,0 +1,136 @@
+/**
+ * Pools and replicas as data: what the configuration says of a pool, and what is known of each replica now.
+ * Compiled once by app/config.ts; read by the scheduler, the supervisor and the API.
+ */
+import type { Workload } from "./task.ts";
+
+export const engineKinds = ["llamacpp", "mock"] as const;
+export type EngineKind = (typeof engineKinds)[number];
+
+export interface PoolTimeouts {
+  readonly loadMs: number;
+  readonly firstTokenMs: number;
+  readonly interTokenMs: number;
+  readonly stopGraceMs: number;
+}
+
+/** One scripted fault of the mock engine: applies to the nth generation (1-based) or to all of them. */
+export interface MockFault {
+  readonly kind:
+    | "crash"
+    | "stall"
+    | "late"
+    | "torn_utf8"
+    | "wrong_status"
+    | "diverge"
+    | "never_ready"
+    | "load_failure";
+  /** 1-based number of the generation it applies to; null: every one. */
+  readonly nth: number | null;
+  /** It strikes after this many tokens. */
+  readonly afterTokens: number;
+  /** Milliseconds, for kind `late`. */
+  readonly delayMs: number;
+}
+
+export interface MockOptions {
+  readonly tokenMs: number;
+  readonly prefillMsPerToken: number;
+  readonly loadMs: number;
+  readonly faults: readonly MockFault[];
+}
+
+export interface PoolSpec {
+  readonly id: string;
+  readonly engine: EngineKind;
+  /** As the client names it: file:…, or mock:words. */
+  readonly modelRef: string;
+  /** Absolute path of the GGUF file; null for the mock engine. */
+  readonly modelPath: string | null;
+  readonly replicas: number;
+  readonly slots: number;
+  /** Tokens per slot asked for; null: what the model was trained with, within bounds. */
+  readonly ctx: number | null;
+  readonly args: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  readonly preload: boolean;
+  readonly queueCapacity: number;
+  readonly timeouts: PoolTimeouts;
+  readonly samplerProfileVersion: string;
+  readonly workloads: readonly Workload[];
+  /** Engine program; null for the mock engine. */
+  readonly engineBin: string | null;
+  readonly mock: MockOptions | null;
+}
+
+/** What an engine says of itself once it is ready. */
+export interface EngineIdentity {
+  readonly engine: EngineKind;
+  /** e.g. b11669-Debian */
+  readonly engineVersion: string;
+  readonly slots: number;
+  /** Tokens of context per slot. */
+  readonly ctxPerSlot: number;
+  readonly modelPath: string | null;
+  readonly modelSizeBytes: number | null;
+  readonly modelParams: number | null;
+  readonly ctxTrain: number | null;
+  readonly hasChatTemplate: boolean;
+  readonly workloads: readonly Workload[];
+}
+
+export const replicaStates = [
+  "stopped",
+  "starting",
+  "loading",
+  "warming",
+  "ready",
+  "busy",
+  "draining",
+  "stopping",
+  "failed",
+  "backoff",
+  "circuit_open",
+] as const;
+export type ReplicaState = (typeof replicaStates)[number];
+
+/** Why a replica is not there: told apart as far as exit code, signal and the last log lines allow. */
+export interface ReplicaFailure {
+  readonly cause:
+    | "spawn_failed"
+    | "model_missing"
+    | "model_corrupt"
+    | "bad_flag"
+    | "out_of_memory"
+    | "bind_failed"
+    | "load_timeout"
+    | "warm_up_failed"
+    | "crashed"
+    | "exited"
+    | "wedged";
+  readonly message: string;
+  readonly exitCode: number | null;
+  readonly signal: string | null;
+  readonly logTail: readonly string[];
+  readonly atMs: number;
+}
+
+export interface ReplicaSnapshot {
+  readonly replicaId: string;
+  readonly poolId: string;
+  readonly state: ReplicaState;
+  /** Counts the starts; a fact about an older incarnation is stale. */
+  readonly incarnation: number;
+  readonly pid: number | null;
+  readonly slotsTotal: number;
+  readonly slotsBusy: number;
+  readonly restarts: number;
+  readonly lastError: ReplicaFailure | null;
+  readonly identity: EngineIdentity | null;
+}
+
+/** The speed that the warm-up decode showed, as the predictor's first knowledge. Tokens per second. */
+export interface WarmUpSpeed {
+  readonly prefillTps: number;
+  readonly decodeTps: number;
+}

@@ -1,0 +1,157 @@
+/**
+ * The vocabulary of the replica machine (replica.ts): its state, the facts it takes, the commands it gives and
+ * the numbers of its policy. Read by replica.ts, services/replica-runner.ts and the simulation.
+ */
+import { assert } from "./assert.ts";
+import type { FailureSubject } from "./failure-cause.ts";
+import { limits } from "./limits.ts";
+import type { EngineIdentity, PoolSpec, ReplicaFailure, ReplicaState, WarmUpSpeed } from "./pool.ts";
+
+export type ReplicaTimer = "load" | "probe" | "drain" | "second_term" | "kill" | "backoff" | "half_open";
+
+export interface Replica {
+  readonly state: ReplicaState;
+  /** Counts the starts; 0 before the first. */
+  readonly incarnation: number;
+  /** asked: start_process was commanded and its answer has not come yet. */
+  readonly process: "none" | "asked" | "running";
+  /** Null too while the engine runs inside this process. */
+  readonly pid: number | null;
+  readonly identity: EngineIdentity | null;
+  readonly slotsBusy: number;
+  /** Starts that followed a failure. */
+  readonly restarts: number;
+  readonly lastError: ReplicaFailure | null;
+  /** This incarnation was ready once: its end is no failed start. */
+  readonly wasReady: boolean;
+  /** Failures since a token was decoded: the exponent of the backoff. */
+  readonly failuresInRow: number;
+  /** When the recent starts failed that never became ready; bounded by breakerFailures. */
+  readonly failedStartsAtMs: readonly number[];
+  /** This start is the one try that an open circuit allows. */
+  readonly halfOpen: boolean;
+  /** circuit_open: start_requested does not bring the try forward to before this. */
+  readonly retryAtMs: number;
+  /** again: the engine announced itself while a probe was on its way, so its answer may be out of date. */
+  readonly probe: "none" | "on_its_way" | "again";
+  /** stopping: start_requested came meanwhile. */
+  readonly startAgain: boolean;
+}
+
+/** A pool's settings as the machine needs them; times in milliseconds. */
+export interface ReplicaPolicy {
+  readonly subject: FailureSubject;
+  readonly slots: number;
+  readonly loadMs: number;
+  readonly stopGraceMs: number;
+  readonly backoffMs: number;
+  readonly backoffMaxMs: number;
+  readonly breakerFailures: number;
+  readonly breakerWindowMs: number;
+}
+
+export interface RestartPolicy {
+  readonly backoffMs: number;
+  readonly backoffMaxMs: number;
+  readonly breakerFailures: number;
+  readonly breakerWindowMs: number;
+}
+
+export type ReplicaEvent =
+  | { readonly type: "start_requested" }
+  | { readonly type: "stop_requested" }
+  /** The second signal: no grace. */
+  | { readonly type: "force_stop_requested" }
+  | { readonly type: "drain_requested"; readonly deadlineMs: number }
+  | ReplicaFact;
+
+/** What became of one incarnation. */
+export type ReplicaFact = { readonly incarnation: number } & (
+  | { readonly type: "process_started"; readonly pid: number | null }
+  | { readonly type: "start_failed"; readonly message: string }
+  /** Its log says that it listens: a probe now beats the next one by the clock. */
+  | { readonly type: "engine_announced" }
+  | { readonly type: "health_ok" }
+  | { readonly type: "health_pending" }
+  | { readonly type: "warm_up_done"; readonly identity: EngineIdentity; readonly speed: WarmUpSpeed }
+  | { readonly type: "warm_up_failed"; readonly message: string; readonly logTail: readonly string[] }
+  | { readonly type: "slots_changed"; readonly slotsBusy: number }
+  | { readonly type: "progress_made" }
+  | { readonly type: "wedged"; readonly message: string; readonly logTail: readonly string[] }
+  | {
+      readonly type: "process_exited";
+      readonly code: number | null;
+      readonly signal: string | null;
+      readonly reason: string | null;
+      readonly logTail: readonly string[];
+    }
+  | { readonly type: "timer_fired"; readonly timer: ReplicaTimer; readonly logTail: readonly string[] }
+);
+
+export type ReplicaCommand =
+  /** restart: what failed before, null for a start that was asked for. */
+  | { readonly type: "start_process"; readonly incarnation: number; readonly restart: ReplicaFailure | null }
+  | { readonly type: "probe_health" }
+  | { readonly type: "warm_up" }
+  | { readonly type: "set_timer"; readonly timer: ReplicaTimer; readonly ms: number }
+  | { readonly type: "cancel_timer"; readonly timer: ReplicaTimer }
+  | { readonly type: "signal"; readonly signal: "SIGTERM" | "SIGKILL" }
+  | { readonly type: "close_client" }
+  /** The engine has read its keys: the files go. */
+  | { readonly type: "remove_secrets" }
+  /** The process is reaped, or never came to be: forget it, remove its socket and key files. */
+  | { readonly type: "clean_up" }
+  | { readonly type: "report_ready"; readonly speed: WarmUpSpeed }
+  | { readonly type: "report_lost"; readonly failure: ReplicaFailure | null }
+  | { readonly type: "report_unavailable"; readonly failure: ReplicaFailure };
+
+export interface ReplicaStep {
+  readonly state: Replica;
+  readonly commands: readonly ReplicaCommand[];
+}
+
+export function newReplica(): Replica {
+  return {
+    state: "stopped",
+    incarnation: 0,
+    process: "none",
+    pid: null,
+    identity: null,
+    slotsBusy: 0,
+    restarts: 0,
+    lastError: null,
+    wasReady: false,
+    failuresInRow: 0,
+    failedStartsAtMs: [],
+    halfOpen: false,
+    retryAtMs: 0,
+    probe: "none",
+    startAgain: false,
+  };
+}
+
+export function replicaPolicy(pool: PoolSpec, restart: RestartPolicy): ReplicaPolicy {
+  return {
+    subject: pool,
+    slots: pool.slots,
+    loadMs: pool.timeouts.loadMs,
+    stopGraceMs: pool.timeouts.stopGraceMs,
+    ...restart,
+  };
+}
+
+/** Wait before the nth start in a row, n from 1: between half of min(max, first · 2^(n-1)) and all of it. */
+export function backoffDelayMs(failuresInRow: number, policy: RestartPolicy, jitter: number): number {
+  assert(failuresInRow >= 1, "a backoff follows a failure");
+  assert(jitter >= 0 && jitter < 1, "jitter is in [0, 1)");
+  // The exponent is capped before the power can become Infinity.
+  const full = Math.min(policy.backoffMaxMs, policy.backoffMs * 2 ** Math.min(failuresInRow - 1, 40));
+  return Math.round(full * (0.5 + jitter / 2));
+}
+
+/** When the second SIGTERM and the SIGKILL follow the first SIGTERM: the pool's grace bounds the ladder. */
+export function stopLadderMs(stopGraceMs: number): { secondTermMs: number; killMs: number } {
+  const ladder = limits.stopSecondTermMs + limits.stopKillMs;
+  const killMs = Math.min(ladder, stopGraceMs);
+  return { secondTermMs: Math.floor((killMs * limits.stopSecondTermMs) / ladder), killMs };
+}

@@ -1,0 +1,18 @@
+/**
+ * The bytes of a stream event: `text/event-stream` as the WHATWG HTML standard (section 9.2) has it, one JSON
+ * document on one data line. JSON escapes every line break, so a frame can never be split by its content.
+ */
+import type { StreamEvent } from "./events.ts";
+
+/** The token frame is written out by hand: it is made once per token, everything else once per task. */
+export function encodeToken(seq: number, text: string, index: number): string {
+  return `id: ${seq}\nevent: token\ndata: {"t":${JSON.stringify(text)},"i":${index}}\n\n`;
+}
+
+export function encodeEvent(seq: number, event: StreamEvent): string {
+  if (event.type === "token") return encodeToken(seq, event.t, event.i);
+  return `id: ${seq}\nevent: ${event.type}\ndata: ${JSON.stringify(event.data)}\n\n`;
+}
+
+/** A comment: keeps proxies and clients from giving up on a quiet stream, carries no id. */
+export const heartbeatFrame = ": hb\n\n";

@@ -1,0 +1,256 @@
+/**
+ * Child processes with Bun.spawn: each in its own session and process group, both pipes always drained, its
+ * exit told only after whatever it left in its group is killed. The supervisor calls it through the port.
+ *
+ * No child outlives the daemon, not even a `kill -9` of it: with the first child a guard process starts
+ * (cli/guard.ts) that holds the other end of a pipe; when the daemon is gone the kernel closes the pipe and
+ * the guard kills every process that carries this daemon's mark or belongs to a remembered group. `sweep()`
+ * at the next start does the same for the case that the guard was killed too.
+ */
+import { chmodSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { OrchestratorError } from "../domain/errors.ts";
+import { limits } from "../domain/limits.ts";
+import type { ProcessExit, ProcessHost, StartedProcess, StartRequest } from "../ports/process.ts";
+import type { Log } from "../ports/telemetry.ts";
+import {
+  bootId,
+  childrenFolder,
+  daemonMark,
+  isDaemonAlive,
+  killChildren,
+  killUntilGone,
+  markVariable,
+  membersOf,
+  type RememberedChild,
+  readProcess,
+  signal,
+} from "./process-table.ts";
+
+export interface BunProcessHostOptions {
+  /** Absolute; its `children` folder holds one small file a child. */
+  readonly runDir: string;
+  /** How to start the guard, e.g. selfCommand("__guard"); null: without one (tests). */
+  readonly guardCommand: readonly string[] | null;
+  readonly log: Log;
+}
+
+/** Time for the pipes to run dry after the child is gone: a process that left the group may hold them open. */
+const drainMs = 250;
+/** A guard that dies again and again is killed by somebody: it is not for us to win that. */
+const guardStartsMax = 5;
+const sweepWaitMs = 5_000;
+
+/** This program again with another first argument: the compiled binary is its own execPath, `bun` needs the script. */
+export function selfCommand(mode: string): string[] {
+  return Bun.isStandaloneExecutable ? [process.execPath, mode] : [process.execPath, Bun.main, mode];
+}
+
+type Guard = Bun.Subprocess<"pipe", "ignore", "ignore">;
+
+export class BunProcessHost implements ProcessHost {
+  readonly #options: BunProcessHostOptions;
+  readonly #mark: string;
+  #guard: Guard | null = null;
+  #guardStarts = 0;
+  #closing = false;
+
+  /** Throws OrchestratorError when the run folder cannot be made. */
+  constructor(options: BunProcessHostOptions) {
+    this.#options = options;
+    // Sockets and keys lie there: nobody else may enter, whatever the umask or an older version left.
+    operating(`cannot use ${options.runDir}`, () => {
+      mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
+      chmodSync(options.runDir, 0o700);
+    });
+    this.#mark = daemonMark(options.runDir);
+  }
+
+  start(request: StartRequest): StartedProcess {
+    this.#ensureGuard();
+    const child = spawn(request, this.#mark);
+    const pid = child.pid;
+    // Readable even when it ended already: only our own event loop reaps it.
+    const startTicks = readProcess(pid)?.startTicks ?? "0";
+    const pipes = Promise.all([
+      pumpLines(child.stdout, (line) => request.onLine(line, "stdout")),
+      pumpLines(child.stderr, (line) => request.onLine(line, "stderr")),
+    ]);
+    return {
+      pid,
+      startTicks,
+      exited: this.#ended(child, startTicks, pipes),
+      signalGroup: (name) => {
+        // Once reaped the number may belong to somebody else; what it left behind is killed in #ended.
+        if (child.exitCode === null && child.signalCode === null) signal(-pid, name);
+      },
+    };
+  }
+
+  async #ended(child: Child, startTicks: string, pipes: Promise<unknown>): Promise<ProcessExit> {
+    await child.exited;
+    const left = membersOf(child.pid, startTicks);
+    if (left.length > 0) await killUntilGone(() => membersOf(child.pid, startTicks), sweepWaitMs);
+    // The last lines tell why it ended, so they come before its end is told.
+    const patience = Promise.withResolvers<void>();
+    const timer = setTimeout(() => patience.resolve(), drainMs);
+    await Promise.race([pipes, patience.promise]);
+    clearTimeout(timer);
+    if (child.signalCode !== null) return { code: null, signal: String(child.signalCode) };
+    return { code: child.exitCode, signal: null };
+  }
+
+  writeSecret(path: string, content: string): void {
+    writeAtomically(path, content);
+  }
+
+  /** A file that cannot be removed is told, not thrown: whoever needs its name free finds out there. */
+  removeFile(path: string): void {
+    try {
+      rmSync(path, { force: true });
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      const human = `The file ${path} cannot be removed: ${error.message}`;
+      this.#options.log.warn("run_file_not_removed", { path, code: error.code, human });
+    }
+  }
+
+  remember(started: { pid: number; startTicks: string; replicaId: string }): void {
+    const child: RememberedChild = {
+      pid: started.pid,
+      startTicks: started.startTicks,
+      replicaId: started.replicaId,
+      mark: this.#mark,
+      bootId: bootId(),
+    };
+    writeAtomically(this.#childPath(started.pid), JSON.stringify(child));
+  }
+
+  forget(pid: number): void {
+    this.removeFile(this.#childPath(pid));
+  }
+
+  #childPath(pid: number): string {
+    return join(childrenFolder(this.#options.runDir), `${pid}.json`);
+  }
+
+  /** Leaves alone what belongs to a daemon that runs: two on one run folder is the lock's business, not ours. */
+  sweep(): Promise<number> {
+    const prefix = `${this.#options.runDir}#`;
+    const isLeftOver = (mark: string): boolean => mark.startsWith(prefix) && !isDaemonAlive(mark);
+    return killChildren(this.#options.runDir, isLeftOver, sweepWaitMs);
+  }
+
+  /** Ends the guard. Call it last: what is still running then, the guard kills. */
+  async close(): Promise<void> {
+    this.#closing = true;
+    const guard = this.#guard;
+    this.#guard = null;
+    if (guard === null) return;
+    await guard.stdin.end();
+    await guard.exited;
+  }
+
+  #ensureGuard(): void {
+    const { guardCommand, runDir, log } = this.#options;
+    if (guardCommand === null || this.#guard !== null || this.#closing) return;
+    if (this.#guardStarts >= guardStartsMax) return;
+    this.#guardStarts += 1;
+    // Its own session: a Ctrl-C in the terminal is not for the guard. No mark: it must not find itself.
+    const guard = Bun.spawn([...guardCommand, runDir, this.#mark], {
+      stdin: "pipe",
+      stdout: "ignore",
+      stderr: "ignore",
+      detached: true,
+      cwd: "/",
+      env: { PATH: process.env.PATH ?? "/usr/bin:/bin" },
+    });
+    this.#guard = guard;
+    void guard.exited.then((code) => {
+      if (this.#closing || this.#guard !== guard) return;
+      this.#guard = null;
+      const human = "The guard that ends engines after a crash of this daemon ended; another one is started.";
+      log.warn("guard_exited", { code, signal: guard.signalCode, human });
+      this.#ensureGuard();
+    });
+  }
+}
+
+type Child = Bun.Subprocess<"ignore", "pipe", "pipe">;
+
+function spawn(request: StartRequest, mark: string): Child {
+  try {
+    return Bun.spawn([...request.command], {
+      cwd: request.cwd,
+      env: { ...request.env, [markVariable]: mark },
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+      detached: true,
+    });
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    const program = request.command[0] ?? "(none)";
+    throw new OrchestratorError(
+      "POOL_UNAVAILABLE",
+      `cannot start ${program}: ${error.message} (${error.code})`,
+      {
+        cause: error,
+      },
+    );
+  }
+}
+
+/** Reads to the end. A line's excess is dropped as it comes, so that a child without newlines costs no memory. */
+async function pumpLines(stream: ReadableStream<Uint8Array>, onLine: (line: string) => void): Promise<void> {
+  const max = limits.engineLogLineCharsMax;
+  const decoder = new TextDecoder();
+  let open = "";
+  const take = (text: string): void => {
+    let from = 0;
+    for (;;) {
+      const end = text.indexOf("\n", from);
+      const upTo = end === -1 ? text.length : end;
+      if (open.length < max) open += text.slice(from, Math.min(upTo, from + max - open.length));
+      if (end === -1) return;
+      onLine(open.endsWith("\r") ? open.slice(0, -1) : open);
+      open = "";
+      from = end + 1;
+    }
+  };
+  for await (const bytes of stream) take(decoder.decode(bytes, { stream: true }));
+  take(decoder.decode());
+  if (open !== "") onLine(open);
+}
+
+interface SystemError extends Error {
+  readonly code: string;
+}
+
+function isSystemError(error: unknown): error is SystemError {
+  return error instanceof Error && "code" in error && typeof error.code === "string";
+}
+
+/** The disk's refusals as errors that an operator can act on. */
+function operating(what: string, act: () => void): void {
+  try {
+    act();
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    const message = `${what}: ${error.message}: the state folder needs space and write permission`;
+    throw new OrchestratorError("POOL_UNAVAILABLE", message, { cause: error });
+  }
+}
+
+/**
+ * A reader sees the old file, or the whole new one, or none. No fsync, which can hold the daemon's only thread
+ * for a long time: these files matter only while their process lives, and none outlives a power cut.
+ */
+function writeAtomically(path: string, content: string): void {
+  const temp = `${path}.${process.pid}.tmp`;
+  operating(`cannot write ${path}`, () => {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    writeFileSync(temp, content, { mode: 0o600 });
+    renameSync(temp, path);
+  });
+}

@@ -1,0 +1,200 @@
+/**
+ * Reads what the daemon wants to know of a GGUF file from its header, without loading it: the launch plan sizes
+ * the context by it, the catalog shows it. Synchronous and bounded: the header of a large model is a few MB
+ * (its vocabulary), read in pieces; no array is kept.
+ *
+ * Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+ */
+import { closeSync, fstatSync, openSync, readSync } from "node:fs";
+
+export interface GgufHeader {
+  readonly version: number;
+  readonly architecture: string;
+  readonly name: string | null;
+  readonly tensorCount: number;
+  readonly blockCount: number | null;
+  /** Tokens of context the model was trained with. */
+  readonly contextLength: number | null;
+  readonly embeddingLength: number | null;
+  readonly hasChatTemplate: boolean;
+  /** llama.cpp's enum: 0 none, 1 mean, 2 cls, 3 last, 4 rank; null when the file does not say. */
+  readonly poolingType: number | null;
+  readonly fileSizeBytes: number;
+}
+
+/** The file is missing, no GGUF, or cut short. The message is one line and names no folder. */
+export class GgufError extends Error {
+  readonly ggufErrorKind: "missing" | "invalid";
+  constructor(kind: "missing" | "invalid", message: string, options?: { cause?: unknown }) {
+    super(message, options);
+    this.ggufErrorKind = kind;
+  }
+}
+
+export function isGgufError(error: unknown): error is GgufError {
+  return error instanceof Error && typeof (error as Partial<GgufError>).ggufErrorKind === "string";
+}
+
+/** Random access to the file's bytes: up to `length` of them at `offset`, fewer at its end. */
+export interface GgufSource {
+  readonly sizeBytes: number;
+  read(offset: number, length: number): Buffer;
+}
+
+const bounds = {
+  headerBytesMax: 256 * 1024 * 1024,
+  keysMax: 65_536,
+  keyBytesMax: 65_535,
+  stringBytesMax: 16 * 1024 * 1024,
+  arrayItemsMax: 16 * 1024 * 1024,
+  tensorsMax: 1_000_000,
+  windowBytes: 256 * 1024,
+} as const;
+
+const STRING = 8;
+const ARRAY = 9;
+/** Bytes of each fixed-size value type, by its number; strings and arrays have none. */
+const scalarBytes: readonly (number | null)[] = [1, 1, 2, 2, 4, 4, 4, 1, null, null, 8, 8, 8];
+
+const invalid = (what: string) => new GgufError("invalid", `not a usable GGUF file: ${what}`);
+
+/** A window over the source that moves forward. */
+class Cursor {
+  readonly #source: GgufSource;
+  #window: Buffer = Buffer.alloc(0);
+  #windowStart = 0;
+  at = 0;
+
+  constructor(source: GgufSource) {
+    this.#source = source;
+  }
+
+  skip(length: number): void {
+    this.at += length;
+    if (this.at > this.#source.sizeBytes) throw invalid("its header is cut short");
+    if (this.at > bounds.headerBytesMax) throw invalid("its header is too long");
+  }
+
+  take(length: number): Buffer {
+    const start = this.at;
+    this.skip(length);
+    const inWindow = start - this.#windowStart;
+    if (inWindow + length > this.#window.length) {
+      this.#window = this.#source.read(start, Math.max(length, bounds.windowBytes));
+      this.#windowStart = start;
+      if (this.#window.length < length) throw invalid("its header is cut short");
+      return this.#window.subarray(0, length);
+    }
+    return this.#window.subarray(inWindow, inWindow + length);
+  }
+
+  u32(): number {
+    return this.take(4).readUInt32LE(0);
+  }
+
+  /** A count or a length: larger than what is bounded here means nonsense. */
+  u64(max: number, what: string): number {
+    const value = this.take(8).readBigUInt64LE(0);
+    if (value > BigInt(max)) throw invalid(`${what} of ${value} is out of bounds`);
+    return Number(value);
+  }
+
+  string(max: number, what: string): string {
+    return this.take(this.u64(max, what)).toString("utf8");
+  }
+
+  skipString(): void {
+    this.skip(this.u64(bounds.stringBytesMax, "a string length"));
+  }
+}
+
+function skipArray(cursor: Cursor): void {
+  const itemType = cursor.u32();
+  const items = cursor.u64(bounds.arrayItemsMax, "an array length");
+  const bytes = scalarBytes[itemType];
+  if (typeof bytes === "number") cursor.skip(items * bytes);
+  else if (itemType === STRING) for (let i = 0; i < items; i++) cursor.skipString();
+  else throw invalid(`an array of value type ${itemType}`);
+}
+
+function readScalar(cursor: Cursor, type: number): number | bigint | boolean {
+  const bytes = scalarBytes[type];
+  if (typeof bytes !== "number") throw invalid(`value type ${type} is unknown`);
+  const raw = cursor.take(bytes);
+  if (type === 7) return raw[0] !== 0;
+  if (type === 6) return raw.readFloatLE(0);
+  if (type === 12) return raw.readDoubleLE(0);
+  const signed = type === 1 || type === 3 || type === 5 || type === 11;
+  if (bytes === 8) return signed ? raw.readBigInt64LE(0) : raw.readBigUInt64LE(0);
+  return signed ? raw.readIntLE(0, bytes) : raw.readUIntLE(0, bytes);
+}
+
+const wanted =
+  /^(general\.(architecture|name)|[^.]+\.(block_count|context_length|embedding_length|pooling_type))$/;
+
+export function parseGgufHeader(source: GgufSource): GgufHeader {
+  const cursor = new Cursor(source);
+  if (source.sizeBytes < 24) throw invalid("it is too short");
+  if (cursor.take(4).toString("latin1") !== "GGUF") throw invalid("it does not begin with GGUF");
+  const version = cursor.u32();
+  if (version !== 2 && version !== 3) throw invalid(`version ${version} is not 2 or 3`);
+  const tensorCount = cursor.u64(bounds.tensorsMax, "a tensor count");
+  const keys = cursor.u64(bounds.keysMax, "a key count");
+  const values = new Map<string, string | number | bigint | boolean>();
+  let hasChatTemplate = false;
+  for (let i = 0; i < keys; i++) {
+    const key = cursor.string(bounds.keyBytesMax, "a key length");
+    const type = cursor.u32();
+    if (key === "tokenizer.chat_template") hasChatTemplate = true;
+    if (type === ARRAY) skipArray(cursor);
+    else if (type !== STRING) values.set(key, readScalar(cursor, type));
+    else if (wanted.test(key)) values.set(key, cursor.string(bounds.stringBytesMax, "a string length"));
+    else cursor.skipString();
+  }
+  return summary(values, { version, tensorCount, hasChatTemplate, fileSizeBytes: source.sizeBytes });
+}
+
+function summary(
+  values: ReadonlyMap<string, string | number | bigint | boolean>,
+  known: Pick<GgufHeader, "version" | "tensorCount" | "hasChatTemplate" | "fileSizeBytes">,
+): GgufHeader {
+  const architecture = values.get("general.architecture");
+  if (typeof architecture !== "string") throw invalid("it names no architecture");
+  const name = values.get("general.name");
+  const count = (key: string): number | null => {
+    const value = values.get(`${architecture}.${key}`);
+    return typeof value === "number" || typeof value === "bigint" ? Number(value) : null;
+  };
+  return {
+    ...known,
+    architecture,
+    name: typeof name === "string" ? name : null,
+    blockCount: count("block_count"),
+    contextLength: count("context_length"),
+    embeddingLength: count("embedding_length"),
+    poolingType: count("pooling_type"),
+  };
+}
+
+/** Throws GgufError. */
+export function readGgufHeader(path: string): GgufHeader {
+  let fd: number;
+  try {
+    fd = openSync(path, "r");
+  } catch (cause) {
+    throw new GgufError("missing", "the model file cannot be opened", { cause });
+  }
+  try {
+    const stat = fstatSync(fd);
+    if (!stat.isFile()) throw invalid("it is no file");
+    return parseGgufHeader({
+      sizeBytes: stat.size,
+      read: (offset, length) => {
+        const buffer = Buffer.allocUnsafe(length);
+        return buffer.subarray(0, readSync(fd, buffer, 0, length, offset));
+      },
+    });
+  } finally {
+    closeSync(fd);
+  }
+}

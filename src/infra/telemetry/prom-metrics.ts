@@ -1,0 +1,317 @@
+/**
+ * The Metrics port on prom-client, and the exposition that GET /metrics answers with. app/bootstrap.ts makes
+ * the one instance and attaches the sources once the services exist. ci/metrics.lint.json is the contract:
+ * test/contract/metrics-lint.test.ts holds names, labels and buckets to it in both directions.
+ *
+ * Always: counters and histograms move by the port's verbs, gauges are read at the moment of a scrape; a
+ * figure that nobody knows is absent, never zero; every label passes the budget (label-budget.ts).
+ */
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { EngineKind } from "../../domain/pool.ts";
+import { type Priority, priorities } from "../../domain/task.ts";
+import type {
+  EngineLabels,
+  Metrics,
+  MetricsSources,
+  PoolGauges,
+  ReplicaLabels,
+} from "../../ports/telemetry.ts";
+import { LabelBudget, type LabelName } from "./label-budget.ts";
+import { type ProcessStats, readProcessStats } from "./process-stats.ts";
+
+export interface BuildInfo {
+  readonly version: string;
+  readonly commit: string;
+  readonly bun: string;
+}
+
+export interface PromMetricsOptions {
+  readonly build: BuildInfo;
+  readonly processStats?: () => ProcessStats;
+}
+
+const engine = ["engine", "engine_version", "pool_id"] as const;
+const replica = [...engine, "replica_id"] as const;
+const firstTokenBucketsMs = [50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000];
+const decodeBucketsMs = [250, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000];
+
+type Labels = Readonly<Partial<Record<LabelName, string>>>;
+
+export class PromMetrics implements Metrics {
+  private readonly registry = new Registry();
+  private readonly budget = new LabelBudget();
+  private readonly processStats: () => ProcessStats;
+  private sources: MetricsSources | null = null;
+
+  private readonly enqueued = this.counter(
+    "tasks_enqueued_total",
+    "Tasks accepted into a queue; replica_id is none, for no replica is chosen yet.",
+    [...replica, "priority"],
+  );
+  private readonly started = this.counter("tasks_started_total", "Attempts started on a replica.", [
+    ...replica,
+    "priority",
+  ]);
+  private readonly canceled = this.counter("tasks_canceled_total", "Tasks canceled.", [...replica, "reason"]);
+  private readonly rejected = this.counter("tasks_rejected_total", "Tasks refused at admission.", [
+    "engine",
+    "reason",
+  ]);
+  private readonly finished = this.counter("tasks_finished_total", "Tasks that reached their end.", [
+    ...replica,
+    "priority",
+    "result",
+  ]);
+  private readonly tokensIn = this.counter("tokens_in_total", "Prompt tokens of finished tasks.", replica);
+  private readonly tokensOut = this.counter(
+    "tokens_out_total",
+    "Tokens generated for finished tasks.",
+    replica,
+  );
+  private readonly pressure = this.counter(
+    "admission_backpressure_events_total",
+    "Times a full queue or a limit held work back, by the policy that did.",
+    ["engine", "policy"],
+  );
+  private readonly placements = this.counter("placement_decisions_total", "Placement decisions.", [
+    "outcome",
+    "pinned",
+    "fallback",
+  ]);
+  private readonly restarts = this.counter(
+    "replica_restarts_total",
+    "Engine processes started again after a failure, by its cause.",
+    ["pool_id", "replica_id", "cause"],
+  );
+  private readonly firstTokenMs = this.histogram(
+    "latency_first_token_ms",
+    "From acceptance to the first token, milliseconds.",
+    firstTokenBucketsMs,
+  );
+  private readonly decodeMs = this.histogram(
+    "latency_decode_ms",
+    "From the first token to the last, milliseconds.",
+    decodeBucketsMs,
+  );
+
+  private readonly queueDepth = this.gauge("queue_depth", "Tasks waiting in the pool's queue.", [
+    ...engine,
+    "priority",
+  ]);
+  private readonly poolReady = this.gauge(
+    "pool_ready",
+    "1 when at least one replica has decoded and takes tasks, else 0.",
+    engine,
+  );
+  private readonly kvUsage = this.gauge(
+    "kv_cache_usage_ratio",
+    "Known tokens of running tasks divided by slots times context, 0 to 1; absent while unknown.",
+    replica,
+  );
+  private readonly modelState = this.gauge("model_state", "1 for the state that the model is in.", [
+    "model_id",
+    "state",
+  ]);
+  private readonly candidates = this.gauge(
+    "placement_candidates_considered",
+    "Replicas that could have taken the task placed last.",
+    [],
+  );
+  private readonly eventLogs = this.gauge("event_logs", "Event logs of tasks held in memory.", []);
+  private readonly eventLogBytes = this.gauge("event_log_bytes", "Bytes of all event logs in memory.", []);
+  private readonly viewers = this.gauge("viewers", "Streams that are open now.", []);
+  private readonly lagMs = this.gauge(
+    "event_loop_lag_ms",
+    "How late the event loop was at worst in the last samples, milliseconds.",
+    [],
+  );
+  private readonly residentBytes = this.gauge("process_resident_memory_bytes", "Resident memory, bytes.", []);
+  private readonly openFds = this.gauge("process_open_fds", "Open file descriptors.", []);
+  private readonly cpuSeconds = this.counter("process_cpu_seconds_total", "CPU time used, seconds.", []);
+  private readonly buildInfo = this.gauge("build_info", "1; the labels say which build runs.", [
+    "version",
+    "commit",
+    "bun",
+  ]);
+
+  readonly contentType: string = this.registry.contentType;
+
+  constructor(options: PromMetricsOptions) {
+    this.processStats = options.processStats ?? readProcessStats;
+    this.buildInfo.set(this.shown("build_info", { ...options.build }), 1);
+    // An unlabelled gauge starts at 0, which would be a claim.
+    for (const gauge of [this.candidates, this.eventLogs, this.eventLogBytes, this.viewers, this.lagMs])
+      gauge.remove();
+  }
+
+  /** Gauges that need the services stay absent until this is called. */
+  attach(sources: MetricsSources): void {
+    this.sources = sources;
+  }
+
+  taskEnqueued(labels: EngineLabels & { priority: Priority }): void {
+    this.count("tasks_enqueued_total", this.enqueued, {
+      ...ofEngine(labels),
+      replica_id: "",
+      priority: labels.priority,
+    });
+  }
+
+  taskStarted(labels: ReplicaLabels & { priority: Priority }): void {
+    this.count("tasks_started_total", this.started, { ...ofReplica(labels), priority: labels.priority });
+  }
+
+  taskCanceled(labels: ReplicaLabels & { reason: string }): void {
+    this.count("tasks_canceled_total", this.canceled, { ...ofReplica(labels), reason: labels.reason });
+  }
+
+  taskRejected(labels: { engine: EngineKind; reason: string }): void {
+    this.count("tasks_rejected_total", this.rejected, { engine: labels.engine, reason: labels.reason });
+  }
+
+  taskFinished(labels: ReplicaLabels & { priority: Priority; result: "done" | "failed" | "canceled" }): void {
+    this.count("tasks_finished_total", this.finished, {
+      ...ofReplica(labels),
+      priority: labels.priority,
+      result: labels.result,
+    });
+  }
+
+  tokens(labels: ReplicaLabels, tokensIn: number, tokensOut: number): void {
+    const of = ofReplica(labels);
+    this.count("tokens_in_total", this.tokensIn, of, tokensIn);
+    this.count("tokens_out_total", this.tokensOut, of, tokensOut);
+  }
+
+  firstToken(labels: EngineLabels & { priority: Priority }, ms: number): void {
+    const shown = this.shown("latency_first_token_ms", { ...ofEngine(labels), priority: labels.priority });
+    this.firstTokenMs.observe(shown, ms);
+  }
+
+  decode(labels: EngineLabels & { priority: Priority }, ms: number): void {
+    const shown = this.shown("latency_decode_ms", { ...ofEngine(labels), priority: labels.priority });
+    this.decodeMs.observe(shown, ms);
+  }
+
+  backpressure(labels: { engine: EngineKind; policy: string }): void {
+    this.count("admission_backpressure_events_total", this.pressure, {
+      engine: labels.engine,
+      policy: labels.policy,
+    });
+  }
+
+  placement(outcome: "placed" | "refused", pinned: boolean, fallback: boolean, candidates: number): void {
+    this.count("placement_decisions_total", this.placements, {
+      outcome,
+      pinned: String(pinned),
+      fallback: String(fallback),
+    });
+    this.candidates.set(candidates);
+  }
+
+  restart(labels: { poolId: string; replicaId: string; cause: string }): void {
+    this.count("replica_restarts_total", this.restarts, {
+      pool_id: labels.poolId,
+      replica_id: labels.replicaId,
+      cause: labels.cause,
+    });
+  }
+
+  /** The exposition in Prometheus' text format 0.0.4. */
+  render(): Promise<string> {
+    this.readProcess();
+    if (this.sources !== null) this.readSources(this.sources);
+    // All values are taken before the first await, so that one scrape shows one moment.
+    return this.registry.metrics();
+  }
+
+  private readProcess(): void {
+    const stats = this.processStats();
+    this.residentBytes.set(stats.residentBytes);
+    this.cpuSeconds.reset();
+    this.cpuSeconds.inc(stats.cpuSeconds);
+    setOrRemove(this.openFds, stats.openFds);
+  }
+
+  private readSources(sources: MetricsSources): void {
+    // Series of what is gone must not linger with their last value.
+    for (const gauge of [this.queueDepth, this.poolReady, this.kvUsage, this.modelState]) gauge.reset();
+    this.readPools(sources.pools());
+    for (const { modelId, state } of sources.models())
+      this.modelState.set(this.shown("model_state", { model_id: modelId, state }), 1);
+    const logs = sources.eventLogs();
+    this.eventLogs.set(logs.count);
+    this.eventLogBytes.set(logs.bytes);
+    this.viewers.set(sources.viewers());
+    setOrRemove(this.lagMs, sources.loopLagMs());
+  }
+
+  private readPools(pools: readonly PoolGauges[]): void {
+    // Pools beyond the budget share the series "other": its worst readiness and its highest usage are shown.
+    const ready = new Map<string, number>();
+    const usage = new Map<string, number>();
+    for (const pool of pools) {
+      const of = { engine: pool.engine, engine_version: pool.engineVersion ?? "", pool_id: pool.poolId };
+      for (const priority of priorities)
+        this.queueDepth.inc(this.shown("queue_depth", { ...of, priority }), pool.queue[priority]);
+      setCombined(this.poolReady, ready, this.shown("pool_ready", of), pool.ready ? 1 : 0, Math.min);
+      for (const { replicaId, kvTokens } of pool.replicas) {
+        if (kvTokens === null || kvTokens.total <= 0) continue;
+        const ratio = Math.min(1, Math.max(0, kvTokens.used / kvTokens.total));
+        const labels = this.shown("kv_cache_usage_ratio", { ...of, replica_id: replicaId });
+        setCombined(this.kvUsage, usage, labels, ratio, Math.max);
+      }
+    }
+  }
+
+  private count(series: string, counter: Counter, labels: Labels, by = 1): void {
+    counter.inc(this.shown(series, labels), by);
+  }
+
+  private shown(series: string, labels: Labels): Record<string, string> {
+    const shown: Record<string, string> = {};
+    for (const [name, value] of Object.entries(labels))
+      shown[name] = this.budget.admit(series, name as LabelName, value);
+    return shown;
+  }
+
+  private counter(name: string, help: string, labelNames: readonly LabelName[]): Counter {
+    return new Counter({ name, help, labelNames: [...labelNames], registers: [this.registry] });
+  }
+
+  private gauge(name: string, help: string, labelNames: readonly LabelName[]): Gauge {
+    return new Gauge({ name, help, labelNames: [...labelNames], registers: [this.registry] });
+  }
+
+  private histogram(name: string, help: string, buckets: number[]): Histogram {
+    const labelNames = [...engine, "priority"];
+    return new Histogram({ name, help, labelNames, buckets, registers: [this.registry] });
+  }
+}
+
+const ofEngine = (labels: EngineLabels) => ({
+  engine: labels.engine,
+  engine_version: labels.engineVersion,
+  pool_id: labels.poolId,
+});
+
+const ofReplica = (labels: ReplicaLabels) => ({ ...ofEngine(labels), replica_id: labels.replicaId });
+
+function setOrRemove(gauge: Gauge, value: number | null): void {
+  if (value === null) gauge.remove();
+  else gauge.set(value);
+}
+
+function setCombined(
+  gauge: Gauge,
+  seen: Map<string, number>,
+  labels: Record<string, string>,
+  value: number,
+  combine: (a: number, b: number) => number,
+): void {
+  const key = JSON.stringify(labels);
+  const before = seen.get(key);
+  const now = before === undefined ? value : combine(before, value);
+  seen.set(key, now);
+  gauge.set(labels, now);
+}

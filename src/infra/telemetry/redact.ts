@@ -1,0 +1,72 @@
+/**
+ * What must never reach a log: pure. pino-log.ts sends every field and every error text through here.
+ *
+ * Always: a value under a secret's name is replaced whatever its type; text that carries a credential in a
+ * well-known form loses the credential and keeps the rest, for an upstream's error may quote our own header.
+ */
+import type { LogFields } from "../../ports/telemetry.ts";
+
+export const redacted = "[redacted]";
+
+/** Names compare without case and punctuation: api_key, apiKey and X-API-Key are one. */
+const secretNames: ReadonlySet<string> = new Set([
+  "key",
+  "keys",
+  "bearer",
+  "cookie",
+  "setcookie",
+  "credential",
+  "credentials",
+  "passwd",
+  "token",
+  "tokentext",
+  // What a client wrote and what a model answered it are as private as a key.
+  "prompt",
+  "prompts",
+  "messages",
+  "content",
+  "inputs",
+  "input",
+  "query",
+  "text",
+  "texts",
+  "output",
+  "completion",
+  "transcript",
+  "body",
+]);
+/** Endings, so that client_secret, hf_token or rendered_prompt need no entry of their own. */
+const secretEndings =
+  /(apikey|authorization|password|secret|secrets|accesstoken|refreshtoken|authtoken|hftoken|prompt|privatekey)$/;
+
+const punctuation = /[^a-z0-9]/g;
+
+export function isSecretName(name: string): boolean {
+  const plain = name.toLowerCase().replace(punctuation, "");
+  return secretNames.has(plain) || secretEndings.test(plain);
+}
+
+/** Authorization: Basic x, api_key=x, "password":"x" */
+const assigned =
+  /((?:api[-_ ]?key|authorization|access[-_]?token|password|secret)["']?\s*[=:]\s*["']?(?:(?:bearer|basic)\s+)?)[^\s"',;&}]+/gi;
+/** --api-key x, --hf-token x: an engine's command line */
+const flag = /(--[a-z-]*(?:key|token|password|secret)\s+)\S+/gi;
+const bearer = /\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}/gi;
+
+/** The text with credentials in well-known forms taken out. */
+export const scrub = (text: string): string =>
+  text.replace(assigned, `$1${redacted}`).replace(flag, `$1${redacted}`).replace(bearer, `$1${redacted}`);
+
+/** The fields as they may be logged; what is undefined is left out. */
+export function redactFields(fields: LogFields): Record<string, unknown> {
+  const safe: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(fields)) {
+    if (value === undefined) continue;
+    if (value === null || typeof value === "boolean") safe[name] = value;
+    else if (isSecretName(name)) safe[name] = redacted;
+    else if (typeof value === "string") safe[name] = scrub(value);
+    else if (typeof value === "number") safe[name] = value;
+    else safe[name] = value.map(scrub);
+  }
+  return safe;
+}

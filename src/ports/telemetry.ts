@@ -1,0 +1,77 @@
+/**
+ * Logs and metrics as verbs of the domain. infra/telemetry/pino-log.ts and infra/telemetry/prom-metrics.ts
+ * implement them; tests use recording fakes. Prompts and secrets never pass through here.
+ */
+import type { EngineKind } from "../domain/pool.ts";
+import type { Priority } from "../domain/task.ts";
+
+export const logLevels = ["debug", "info", "warn", "error"] as const;
+export type LogLevel = (typeof logLevels)[number];
+
+export interface LogFields {
+  readonly [field: string]: string | number | boolean | null | undefined | readonly string[];
+}
+
+export interface Log {
+  debug(event: string, fields: LogFields): void;
+  info(event: string, fields: LogFields): void;
+  warn(event: string, fields: LogFields): void;
+  /** `cause` is logged with its stack, and never shown to a client. */
+  error(event: string, fields: LogFields, cause?: unknown): void;
+}
+
+export interface EngineLabels {
+  readonly engine: EngineKind;
+  /** "" while no engine has said it: rendered as "unknown". */
+  readonly engineVersion: string;
+  readonly poolId: string;
+}
+export interface ReplicaLabels extends EngineLabels {
+  /** "" for a task that no replica had yet: rendered as "none". */
+  readonly replicaId: string;
+}
+
+export interface Metrics {
+  taskEnqueued(labels: EngineLabels & { priority: Priority }): void;
+  taskStarted(labels: ReplicaLabels & { priority: Priority }): void;
+  taskCanceled(labels: ReplicaLabels & { reason: string }): void;
+  taskRejected(labels: { engine: EngineKind; reason: string }): void;
+  /** One call for each finished task, never per token. */
+  taskFinished(labels: ReplicaLabels & { priority: Priority; result: "done" | "failed" | "canceled" }): void;
+  tokens(labels: ReplicaLabels, tokensIn: number, tokensOut: number): void;
+  firstToken(labels: EngineLabels & { priority: Priority }, ms: number): void;
+  decode(labels: EngineLabels & { priority: Priority }, ms: number): void;
+  backpressure(labels: { engine: EngineKind; policy: string }): void;
+  placement(outcome: "placed" | "refused", pinned: boolean, fallback: boolean, candidates: number): void;
+  restart(labels: { poolId: string; replicaId: string; cause: string }): void;
+}
+
+/** A pool as a scrape shows it. */
+export interface PoolGauges {
+  readonly poolId: string;
+  readonly engine: EngineKind;
+  /** Null while no engine has said it. */
+  readonly engineVersion: string | null;
+  readonly ready: boolean;
+  /** Waiting tasks by class. */
+  readonly queue: Readonly<Record<Priority, number>>;
+  readonly replicas: readonly {
+    readonly replicaId: string;
+    /** Tokens of leased tasks, and what all slots hold together; null where either is unknown. */
+    readonly kvTokens: { readonly used: number; readonly total: number } | null;
+  }[];
+}
+
+/**
+ * What is read at the moment of a scrape instead of being counted along the way. Each must be cheap and
+ * synchronous; a figure that nobody knows is null and stays absent.
+ */
+export interface MetricsSources {
+  pools(): readonly PoolGauges[];
+  models(): readonly { readonly modelId: string; readonly state: "Active" }[];
+  eventLogs(): { readonly count: number; readonly bytes: number };
+  /** Streams that are open now. */
+  viewers(): number;
+  /** How late the event loop lately was, in milliseconds. */
+  loopLagMs(): number | null;
+}

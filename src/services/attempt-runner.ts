@@ -1,0 +1,346 @@
+/**
+ * HOT. One attempt: the engine's stream into the task's event log, under its watchdogs. Started and aborted by
+ * the dispatcher, which hears of the end through `AttemptListener`; knows nothing of queues.
+ *
+ * Always holds: after `abort` nothing of the attempt is appended any more; every attempt ends with exactly one
+ * `attemptEnded`; where the slot was not free by then, one `slotFreed` follows unless the engine is lost.
+ */
+import { assert, isAssertion } from "../domain/assert.ts";
+import type { ErrorCode } from "../domain/errors.ts";
+import type { PoolSpec } from "../domain/pool.ts";
+import type { AttemptOutcome, Lease } from "../domain/scheduler-protocol.ts";
+import type { TaskSpec } from "../domain/task.ts";
+import type { Clock, Timer } from "../ports/clock.ts";
+import { type EngineClient, EngineError, type GenerateSink, isEngineError } from "../ports/engine.ts";
+import type { AttemptResult, TaskRecord } from "./task-registry.ts";
+
+export interface Attempt {
+  readonly record: TaskRecord;
+  readonly lease: Lease;
+  readonly pool: PoolSpec;
+  readonly client: EngineClient;
+  readonly ctxPerSlot: number;
+  readonly number: number;
+}
+
+export interface AttemptListener {
+  attemptEnded(
+    attempt: Attempt,
+    outcome: AttemptOutcome,
+    slotFree: boolean,
+    result: AttemptResult | null,
+  ): void;
+  slotFreed(attempt: Attempt): void;
+  /** The engine did not free the slot or did not answer: alive, but of no use. */
+  engineWedged(attempt: Attempt, message: string): void;
+  firstToken(attempt: Attempt, sinceAdmissionMs: number): void;
+  /** Once a second or so while tokens flow; the listener appends a metrics frame. */
+  metricsDue(attempt: Attempt, tokensPerSecond: number): void;
+  unexpected(error: unknown): void;
+}
+
+interface Running {
+  readonly attempt: Attempt;
+  readonly abort: AbortController;
+  /** Set first of all on abort: the sink checks it. */
+  aborted: boolean;
+  timedOut: ErrorCode | null;
+  lastProgressMs: number;
+  sawToken: boolean;
+  firstTokenAtMs: number;
+  lastMetricsMs: number;
+  tokensAtStart: number;
+  watchdog: Timer | null;
+}
+
+export class AttemptRunner {
+  private readonly running = new Map<number, Running>();
+
+  constructor(
+    private readonly clock: Clock,
+    private readonly metricsEveryMs: number,
+  ) {}
+
+  get size(): number {
+    return this.running.size;
+  }
+
+  start(attempt: Attempt, listener: AttemptListener): void {
+    const { leaseId } = attempt.lease;
+    assert(!this.running.has(leaseId), `lease ${leaseId} runs once`);
+    const run: Running = {
+      attempt,
+      abort: new AbortController(),
+      aborted: false,
+      timedOut: null,
+      lastProgressMs: this.clock.nowMs(),
+      sawToken: false,
+      firstTokenAtMs: 0,
+      lastMetricsMs: 0,
+      tokensAtStart: attempt.record.log.tokenCount,
+      watchdog: null,
+    };
+    this.running.set(leaseId, run);
+    this.armWatchdog(run);
+    this.run(run, listener).catch((error: unknown) => listener.unexpected(error));
+  }
+
+  /** Nothing more is appended from this moment on; the slot is reported free when the engine has freed it. */
+  abort(leaseId: number): void {
+    const run = this.running.get(leaseId);
+    if (run === undefined) return;
+    run.aborted = true;
+    run.abort.abort();
+  }
+
+  private async run(run: Running, listener: AttemptListener): Promise<void> {
+    const { attempt } = run;
+    let outcome: AttemptOutcome;
+    let result: AttemptResult | null = null;
+    let slotFree = true;
+    try {
+      result = await this.work(run, listener);
+      outcome = { kind: "finished" };
+    } catch (error) {
+      if (isAssertion(error) || !isEngineError(error)) throw error;
+      outcome = this.outcomeOf(run, error);
+      slotFree = leavesSlotFree(error);
+    } finally {
+      run.watchdog?.cancel();
+      this.running.delete(attempt.lease.leaseId);
+    }
+    listener.attemptEnded(attempt, outcome, slotFree, result);
+    if (!slotFree) await this.confirmSlotFree(attempt, listener);
+  }
+
+  private async confirmSlotFree(attempt: Attempt, listener: AttemptListener): Promise<void> {
+    try {
+      await attempt.client.awaitSlotFree(attempt.lease.slot, new AbortController().signal);
+      listener.slotFreed(attempt);
+    } catch (error) {
+      if (!isEngineError(error)) throw error;
+      listener.engineWedged(attempt, `slot ${attempt.lease.slot} was not freed: ${error.message}`);
+    }
+  }
+
+  private outcomeOf(run: Running, error: EngineError): AttemptOutcome {
+    const { record } = run.attempt;
+    const tokensProduced = record.log.tokenCount - run.tokensAtStart;
+    if (run.timedOut !== null) {
+      const { firstTokenMs, interTokenMs } = run.attempt.pool.timeouts;
+      const message = run.sawToken
+        ? `no token for ${interTokenMs} ms (timeouts.inter_token_ms): try again`
+        : `no first token within ${firstTokenMs} ms (timeouts.first_token_ms): try again, or with a shorter prompt`;
+      return { kind: "lost", code: run.timedOut, message, tokensProduced };
+    }
+    switch (error.engineErrorKind) {
+      case "rejected":
+      case "unsupported":
+        return {
+          kind: "failed",
+          code: "INVALID_PARAMS",
+          message: `the engine refused the request: ${error.message}`,
+        };
+      case "context":
+        return { kind: "failed", code: "INVALID_PARAMS", message: error.message };
+      default:
+        return {
+          kind: "lost",
+          code: "WORKER_RESET",
+          message: `the engine broke off (${error.message}): submit the task again`,
+          tokensProduced,
+        };
+    }
+  }
+
+  private async work(run: Running, listener: AttemptListener): Promise<AttemptResult> {
+    const { spec } = run.attempt.record;
+    switch (spec.input.kind) {
+      case "embedding":
+        return await this.embed(run, listener, spec.input.inputs);
+      case "rerank":
+        return await this.rerank(run, listener, spec.input.query, spec.input.inputs);
+      default:
+        return await this.generate(run, listener);
+    }
+  }
+
+  private async generate(run: Running, listener: AttemptListener): Promise<AttemptResult> {
+    const { attempt } = run;
+    const { spec } = attempt.record;
+    const prompt = await this.promptOf(run, spec);
+    const done = await attempt.client.generate(
+      {
+        prompt,
+        maxTokens: spec.maxTokens,
+        seed: spec.seed,
+        sampling: spec.sampling,
+        cachePrompt: spec.kvHint === "reuse",
+        slot: attempt.lease.slot,
+      },
+      this.sinkOf(run, listener),
+      run.abort.signal,
+    );
+    if (run.aborted) throw new EngineError("aborted", "aborted");
+    this.noteStarted(run, done.tokensIn, done.tokensCached);
+    return { ...done, result: null };
+  }
+
+  /** Rendered and counted where admission could not: it had no engine then, or no need to ask. */
+  private async promptOf(run: Running, spec: TaskSpec): Promise<string> {
+    const { client, ctxPerSlot } = run.attempt;
+    const { signal } = run.abort;
+    const ctx = Math.min(spec.ctx, ctxPerSlot);
+    let prompt: string;
+    if (spec.renderedPrompt !== null) prompt = spec.renderedPrompt;
+    else if (spec.input.kind === "messages") prompt = await client.applyTemplate(spec.input.messages, signal);
+    else {
+      assert(spec.input.kind === "prompt", "a completion has a prompt or messages");
+      prompt = spec.input.prompt;
+    }
+    if (spec.tokensInExact) return prompt;
+    if (promptTokensBound(prompt) + spec.maxTokens <= ctx) return prompt;
+    const tokens = await client.countTokens(prompt, signal);
+    if (tokens + spec.maxTokens > ctx)
+      throw new EngineError("context", contextMessage(tokens, spec.maxTokens, ctx));
+    return prompt;
+  }
+
+  private sinkOf(run: Running, listener: AttemptListener): GenerateSink {
+    const { attempt } = run;
+    const { record } = attempt;
+    const { log } = record;
+    return {
+      onPrompt: (tokensTotal, tokensCached) => {
+        if (run.aborted) return;
+        run.lastProgressMs = this.clock.nowMs();
+        this.noteStarted(run, tokensTotal, tokensCached);
+      },
+      onToken: (text) => {
+        if (run.aborted) return;
+        const nowMs = this.clock.nowMs();
+        run.lastProgressMs = nowMs;
+        if (!run.sawToken) {
+          this.noteStarted(run, record.tokensIn ?? record.spec.tokensIn, 0);
+          run.sawToken = true;
+          run.firstTokenAtMs = nowMs;
+          run.lastMetricsMs = nowMs;
+          listener.firstToken(attempt, nowMs - record.createdMs);
+        }
+        log.appendToken(text);
+        record.tokensOut = log.tokenCount;
+        if (nowMs - run.lastMetricsMs >= this.metricsEveryMs) {
+          run.lastMetricsMs = nowMs;
+          const produced = log.tokenCount - run.tokensAtStart;
+          listener.metricsDue(attempt, ((produced - 1) * 1000) / Math.max(1, nowMs - run.firstTokenAtMs));
+        }
+      },
+    };
+  }
+
+  /** `started` goes out once per task, with what the engine said of the prompt. */
+  private noteStarted(run: Running, tokensIn: number, tokensCached: number): void {
+    const { record, pool, lease, number } = run.attempt;
+    if (record.log.length > 0) return;
+    record.tokensIn = tokensIn;
+    record.kvWarmth = tokensCached > 0;
+    record.log.append({
+      type: "started",
+      data: {
+        task_id: record.spec.taskId,
+        session_id: record.spec.sessionId,
+        queue_position: record.promise.queuePosition,
+        predicted_start_ms: record.promise.startMs,
+        engine: pool.engine,
+        engine_version: record.engineVersion,
+        pool_id: pool.id,
+        replica_id: lease.replicaId,
+        model_ref: record.spec.modelRef,
+        seed: record.spec.seed,
+        kv_warmth: record.kvWarmth,
+        tokens_in: tokensIn,
+        attempt: number,
+      },
+    });
+  }
+
+  private async embed(
+    run: Running,
+    listener: AttemptListener,
+    inputs: readonly string[],
+  ): Promise<AttemptResult> {
+    const beganMs = this.clock.nowMs();
+    const { vectors, tokensIn } = await run.attempt.client.embed(inputs, run.abort.signal);
+    return this.single(run, listener, beganMs, tokensIn, { embeddings: vectors });
+  }
+
+  private async rerank(
+    run: Running,
+    listener: AttemptListener,
+    query: string,
+    inputs: readonly string[],
+  ): Promise<AttemptResult> {
+    const beganMs = this.clock.nowMs();
+    const { scores, tokensIn } = await run.attempt.client.rerank(query, inputs, run.abort.signal);
+    return this.single(run, listener, beganMs, tokensIn, { results: scores });
+  }
+
+  /** The result of work that has no tokens: one answer, all of it prompt phase. */
+  private single(
+    run: Running,
+    listener: AttemptListener,
+    beganMs: number,
+    tokensIn: number,
+    result: NonNullable<AttemptResult["result"]>,
+  ): AttemptResult {
+    if (run.aborted) throw new EngineError("aborted", "aborted");
+    const nowMs = this.clock.nowMs();
+    this.noteStarted(run, tokensIn, 0);
+    listener.firstToken(run.attempt, nowMs - run.attempt.record.createdMs);
+    return {
+      finishReason: "stop",
+      tokensIn,
+      tokensCached: 0,
+      tokensOut: 0,
+      promptMs: nowMs - beganMs,
+      decodeMs: 0,
+      result,
+    };
+  }
+
+  /**
+   * One timer per attempt, re-armed from the last progress when it fires: a token costs it an assignment.
+   * Prompt progress counts: a long prompt that advances is not a wedge.
+   */
+  private armWatchdog(run: Running): void {
+    const { firstTokenMs, interTokenMs } = run.attempt.pool.timeouts;
+    const allowedMs = run.sawToken ? interTokenMs : firstTokenMs;
+    const leftMs = run.lastProgressMs + allowedMs - this.clock.nowMs();
+    run.watchdog = this.clock.setTimer(Math.max(1, Math.min(leftMs, interTokenMs)), () => {
+      const quietMs = this.clock.nowMs() - run.lastProgressMs;
+      const boundMs = run.sawToken ? interTokenMs : firstTokenMs;
+      if (quietMs < boundMs) {
+        this.armWatchdog(run);
+        return;
+      }
+      run.timedOut = "DECODE_TIMEOUT";
+      this.abort(run.attempt.lease.leaseId);
+    });
+  }
+}
+
+/** An upper bound: a token is at least one byte, the engine adds a begin token and a leading space. */
+export function promptTokensBound(prompt: string): number {
+  // UTF-8 takes at most three bytes per UTF-16 unit; exact length only where that bound is not enough.
+  return Buffer.byteLength(prompt, "utf8") + promptOverheadTokens;
+}
+const promptOverheadTokens = 2;
+
+export const contextMessage = (tokensIn: number, maxTokens: number, ctx: number): string =>
+  `prompt (${tokensIn} tokens) and max_tokens (${maxTokens}) exceed the context of ${ctx} tokens: ` +
+  `shorten the prompt or ask for at most ${Math.max(0, ctx - tokensIn)} tokens`;
+
+/** After these the engine holds nothing of ours; after the others it must say so itself. */
+function leavesSlotFree(error: EngineError): boolean {
+  return ["rejected", "context", "unsupported", "unavailable"].includes(error.engineErrorKind);
+}

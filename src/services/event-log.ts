@@ -1,0 +1,198 @@
+/**
+ * HOT. A task's ordered frames and the cursors that read them. Frames are encoded once, into chunks that
+ * only ever grow; a viewer is handed views of these chunks, so any number of viewers costs no copies, and a
+ * slow one costs nothing: it is an offset. Written by the dispatcher and the attempt runner only.
+ *
+ * Always holds: sequence numbers count from 0 without gaps; one terminal frame, the last one; after the seal
+ * nothing is appended. A cursor wakes at most once per turn however many frames were appended in it.
+ */
+import { assert } from "../domain/assert.ts";
+import type { StreamEvent } from "../domain/events.ts";
+import { limits } from "../domain/limits.ts";
+import { encodeEvent, encodeToken } from "../domain/sse.ts";
+
+const encoder = new TextEncoder();
+const firstChunkBytes = 1024;
+const chunkBytesMax = 16 * 1024;
+assert(chunkBytesMax <= limits.viewerChunkBytesMax, "one pull takes at most one chunk");
+
+interface Chunk {
+  readonly bytes: Uint8Array;
+  used: number;
+}
+
+/** Bytes held by all logs together, for the gauge and the bound on finished ones. */
+export interface LogAccount {
+  bytes: number;
+}
+
+export class TaskLog {
+  private readonly chunks: Chunk[] = [];
+  /** Where each frame begins, by sequence number: chunk index and offset within. */
+  private readonly frameChunk: number[] = [];
+  private readonly frameOffset: number[] = [];
+  private readonly cursors = new Set<Cursor>();
+  private tokens = 0;
+  private terminal = false;
+
+  constructor(private readonly account: LogAccount) {}
+
+  get length(): number {
+    return this.frameChunk.length;
+  }
+  get tokenCount(): number {
+    return this.tokens;
+  }
+  get sealed(): boolean {
+    return this.terminal;
+  }
+  get viewers(): number {
+    return this.cursors.size;
+  }
+  get bytes(): number {
+    let sum = 0;
+    for (const chunk of this.chunks) sum += chunk.bytes.byteLength;
+    return sum;
+  }
+
+  appendToken(text: string): void {
+    assert(!this.terminal, "no token after the terminal event");
+    this.write(encodeToken(this.length, text, this.tokens));
+    this.tokens++;
+    this.wake();
+  }
+
+  append(event: Extract<StreamEvent, { type: "started" | "metrics" }>): void {
+    assert(!this.terminal, `no ${event.type} after the terminal event`);
+    this.write(encodeEvent(this.length, event));
+    this.wake();
+  }
+
+  /**
+   * The terminal frame. `skipUnread`: live cursors jump to it, so that nothing logged before reaches a viewer
+   * any more (cancel); a later replay still shows what was logged.
+   */
+  seal(event: Extract<StreamEvent, { type: "end" | "error" }>, skipUnread: boolean): void {
+    assert(!this.terminal, "a log is sealed once");
+    const seq = this.length;
+    this.write(encodeEvent(seq, event));
+    this.terminal = true;
+    if (skipUnread) for (const cursor of this.cursors) cursor.jumpTo(seq);
+    this.wake();
+  }
+
+  /** A cursor at the frame after `afterSeq`; -1 for the beginning. */
+  open(afterSeq: number): Cursor {
+    const cursor = new Cursor(this, Math.min(Math.max(afterSeq + 1, 0), this.length));
+    this.cursors.add(cursor);
+    return cursor;
+  }
+
+  closed(cursor: Cursor): void {
+    this.cursors.delete(cursor);
+  }
+
+  /** The frames from `seq` to the end of its chunk, and the sequence number after them. */
+  read(seq: number): { bytes: Uint8Array; next: number } | null {
+    const chunkIndex = this.frameChunk[seq];
+    const offset = this.frameOffset[seq];
+    if (chunkIndex === undefined || offset === undefined) return null;
+    const chunk = this.chunks[chunkIndex];
+    assert(chunk !== undefined, "a frame lies in a chunk");
+    return { bytes: chunk.bytes.subarray(offset, chunk.used), next: this.firstSeqAfter(chunkIndex, seq) };
+  }
+
+  /** Gives the memory back; a forgotten log has no live cursor. */
+  release(): void {
+    assert(this.cursors.size === 0, "a released log has no viewer");
+    this.account.bytes -= this.bytes;
+    this.chunks.length = 0;
+    this.frameChunk.length = 0;
+    this.frameOffset.length = 0;
+  }
+
+  private firstSeqAfter(chunkIndex: number, from: number): number {
+    if (chunkIndex === this.chunks.length - 1) return this.length;
+    let seq = from + 1;
+    while (this.frameChunk[seq] === chunkIndex) seq++;
+    return seq;
+  }
+
+  private write(frame: string): void {
+    let chunk = this.chunks[this.chunks.length - 1];
+    // UTF-16 to UTF-8 grows at most threefold: if that fits, no measuring is needed.
+    if (chunk === undefined || chunk.bytes.byteLength - chunk.used < frame.length * 3) {
+      chunk = this.newChunk(frame);
+    }
+    const { read, written } = encoder.encodeInto(frame, chunk.bytes.subarray(chunk.used));
+    assert(read === frame.length, "a frame fits into its chunk whole");
+    this.frameChunk.push(this.chunks.length - 1);
+    this.frameOffset.push(chunk.used);
+    chunk.used += written;
+  }
+
+  private newChunk(frame: string): Chunk {
+    const last = this.chunks[this.chunks.length - 1];
+    const grown = last === undefined ? firstChunkBytes : Math.min(last.bytes.byteLength * 2, chunkBytesMax);
+    const size = Math.max(grown, frame.length * 3);
+    const chunk = { bytes: new Uint8Array(size), used: 0 };
+    this.chunks.push(chunk);
+    this.account.bytes += size;
+    return chunk;
+  }
+
+  private wake(): void {
+    for (const cursor of this.cursors) cursor.wake();
+  }
+}
+
+/** One viewer's place in a log. */
+export class Cursor {
+  private waiting: (() => void) | null = null;
+
+  constructor(
+    private readonly log: TaskLog,
+    private seq: number,
+  ) {}
+
+  /** What is there since the last take; null when there is nothing new. */
+  take(): Uint8Array | null {
+    const found = this.log.read(this.seq);
+    if (found === null) return null;
+    this.seq = found.next;
+    return found.bytes;
+  }
+
+  /** True once everything was taken and nothing more will come. */
+  get done(): boolean {
+    return this.log.sealed && this.seq >= this.log.length;
+  }
+
+  get idle(): boolean {
+    return this.waiting !== null;
+  }
+
+  /** Resolves when there is something to take, or at the next `nudge`. One waiter at a time. */
+  next(): Promise<void> {
+    assert(this.waiting === null, "a cursor has one reader");
+    return new Promise((resolve) => {
+      this.waiting = resolve;
+    });
+  }
+
+  wake(): void {
+    const resolve = this.waiting;
+    if (resolve === null) return;
+    this.waiting = null;
+    resolve();
+  }
+
+  jumpTo(seq: number): void {
+    this.seq = Math.max(this.seq, seq);
+  }
+
+  close(): void {
+    this.wake();
+    this.log.closed(this);
+  }
+}

@@ -1,0 +1,54 @@
+/**
+ * What is known of a pool while the daemon runs: its ready replicas and their clients, its predictor, its
+ * totals. Owned by the dispatcher's turn; the forecast and the views of the API read it.
+ */
+import { assert } from "../domain/assert.ts";
+import type { EngineIdentity, PoolSpec } from "../domain/pool.ts";
+import { createPredictor, type PredictorState } from "../domain/predictor.ts";
+import type { EngineClient } from "../ports/engine.ts";
+
+export interface ReadyReplica {
+  readonly incarnation: number;
+  readonly client: EngineClient;
+  readonly identity: EngineIdentity;
+}
+
+export interface PoolRuntime {
+  readonly spec: PoolSpec;
+  readonly predictor: PredictorState;
+  readonly ready: Map<string, ReadyReplica>;
+  /** Of the replica that became ready last; kept while none is ready. */
+  identity: EngineIdentity | null;
+  loadingSinceMs: number | null;
+  done: number;
+  failed: number;
+  tokensOut: number;
+}
+
+export class PoolRuntimes {
+  private readonly pools: ReadonlyMap<string, PoolRuntime>;
+
+  constructor(specs: readonly PoolSpec[]) {
+    this.pools = new Map(
+      specs.map((spec) => [
+        spec.id,
+        {
+          spec,
+          predictor: createPredictor(),
+          ready: new Map(),
+          identity: null,
+          loadingSinceMs: null,
+          done: 0,
+          failed: 0,
+          tokensOut: 0,
+        },
+      ]),
+    );
+  }
+
+  get(poolId: string): PoolRuntime {
+    const pool = this.pools.get(poolId);
+    assert(pool !== undefined, `pool ${poolId} exists`);
+    return pool;
+  }
+}

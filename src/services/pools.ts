@@ -1,0 +1,198 @@
+/**
+ * Use case "look at pools": what each pool is, has and does now. api/pools.ts answers with it, and /metrics
+ * reads its gauges here, so that both tell the same.
+ *
+ * Always: looking changes nothing and starts nothing; the order of pools is that of the configuration.
+ */
+import { closest } from "fastest-levenshtein";
+import { assert } from "../domain/assert.ts";
+import { OrchestratorError } from "../domain/errors.ts";
+import type { EngineIdentity, EngineKind, PoolSpec, ReplicaFailure, ReplicaState } from "../domain/pool.ts";
+import {
+  newestFailure,
+  newestIdentity,
+  type PoolState,
+  poolCondition,
+  slotsServing,
+} from "../domain/pool-state.ts";
+import type { ReplicaControl } from "../ports/supervision.ts";
+import type { PoolGauges } from "../ports/telemetry.ts";
+
+/** The queues and leases, as the dispatcher knows them. Unknown ids have nothing queued and nothing busy. */
+export interface QueueView {
+  depth(poolId: string): {
+    readonly interactive: number;
+    readonly batch: number;
+    readonly capacity: number;
+  };
+  slotsBusy(replicaId: string): number;
+}
+
+/** What the pools did since the daemon started. Speeds in tokens per second of one sequence. */
+export interface SpeedView {
+  speed(poolId: string): { readonly prefillTps: number | null; readonly decodeTps: number | null };
+  totals(poolId: string): { readonly done: number; readonly failed: number; readonly tokensOut: number };
+}
+
+/** Prompt and output tokens of the tasks that a replica runs now; null where that is not known. */
+export interface KvView {
+  tokensInUse(replicaId: string): number | null;
+}
+
+export interface PoolsDeps {
+  readonly pools: readonly PoolSpec[];
+  readonly control: ReplicaControl;
+  readonly queues: QueueView;
+  readonly speeds: SpeedView;
+}
+
+export interface QueueDepth {
+  readonly interactive: number;
+  readonly batch: number;
+  readonly capacity: number;
+}
+
+export interface PoolSummary {
+  readonly id: string;
+  readonly engine: EngineKind;
+  readonly engineVersion: string | null;
+  readonly modelRef: string;
+  readonly state: PoolState;
+  readonly ready: boolean;
+  /** As configured. */
+  readonly replicas: number;
+  /** Of the replicas that serve now. */
+  readonly slotsTotal: number;
+  readonly slotsBusy: number;
+  readonly queue: QueueDepth;
+}
+
+export interface ReplicaHealth {
+  readonly id: string;
+  readonly state: ReplicaState;
+  readonly pid: number | null;
+  readonly slotsTotal: number;
+  readonly slotsBusy: number;
+  readonly restarts: number;
+  readonly lastError: ReplicaFailure | null;
+  /** Null: no GPU library is asked yet, and a guess would be worse. */
+  readonly vramUsedBytes: number | null;
+}
+
+export interface PoolHealth {
+  readonly id: string;
+  readonly live: boolean;
+  readonly ready: boolean;
+  readonly draining: boolean;
+  readonly state: PoolState;
+  readonly engine: EngineKind;
+  readonly engineVersion: string | null;
+  readonly modelRef: string;
+  readonly replicas: readonly ReplicaHealth[];
+  readonly queue: QueueDepth;
+  readonly metrics: {
+    readonly decodeTps: number | null;
+    readonly prefillTps: number | null;
+    readonly tasksDone: number;
+    readonly tasksFailed: number;
+    readonly tokensOut: number;
+  };
+  readonly lastError: ReplicaFailure | null;
+}
+
+export class Pools {
+  private readonly deps: PoolsDeps;
+  private readonly byId: ReadonlyMap<string, PoolSpec>;
+
+  constructor(deps: PoolsDeps) {
+    this.deps = deps;
+    this.byId = new Map(deps.pools.map((pool) => [pool.id, pool]));
+    assert(this.byId.size === deps.pools.length, "pool ids are unique");
+  }
+
+  /** Throws NOT_FOUND, naming the pool that was probably meant. */
+  get(id: string): PoolSpec {
+    const pool = this.byId.get(id);
+    if (pool !== undefined) return pool;
+    const ids = [...this.byId.keys()];
+    const hint = ids.length === 0 ? "no pool is configured" : `the nearest one is "${closest(id, ids)}"`;
+    throw new OrchestratorError("NOT_FOUND", `no pool "${id}"; ${hint}; GET /v1/pools lists them all`);
+  }
+
+  list(): PoolSummary[] {
+    return this.deps.pools.map((pool) => {
+      const replicas = this.deps.control.snapshots(pool.id);
+      const { state, ready } = poolCondition(replicas);
+      return {
+        ...identified(pool, newestIdentity(replicas)),
+        state,
+        ready,
+        replicas: pool.replicas,
+        slotsTotal: slotsServing(replicas),
+        slotsBusy: replicas.reduce((sum, r) => sum + this.deps.queues.slotsBusy(r.replicaId), 0),
+        queue: this.deps.queues.depth(pool.id),
+      };
+    });
+  }
+
+  /** Throws NOT_FOUND. */
+  health(id: string): PoolHealth {
+    const pool = this.get(id);
+    const replicas = this.deps.control.snapshots(id);
+    const { decodeTps, prefillTps } = this.deps.speeds.speed(id);
+    const totals = this.deps.speeds.totals(id);
+    return {
+      ...identified(pool, newestIdentity(replicas)),
+      ...poolCondition(replicas),
+      replicas: replicas.map((replica) => ({
+        id: replica.replicaId,
+        state: replica.state,
+        pid: replica.pid,
+        slotsTotal: replica.slotsTotal,
+        slotsBusy: this.deps.queues.slotsBusy(replica.replicaId),
+        restarts: replica.restarts,
+        lastError: replica.lastError,
+        vramUsedBytes: null,
+      })),
+      queue: this.deps.queues.depth(id),
+      metrics: {
+        decodeTps,
+        prefillTps,
+        tasksDone: totals.done,
+        tasksFailed: totals.failed,
+        tokensOut: totals.tokensOut,
+      },
+      lastError: newestFailure(replicas),
+    };
+  }
+
+  /** For /metrics. */
+  gauges(kv: KvView): PoolGauges[] {
+    return this.deps.pools.map((pool) => {
+      const replicas = this.deps.control.snapshots(pool.id);
+      const { interactive, batch } = this.deps.queues.depth(pool.id);
+      return {
+        poolId: pool.id,
+        engine: pool.engine,
+        engineVersion: newestIdentity(replicas)?.engineVersion ?? null,
+        ready: poolCondition(replicas).ready,
+        queue: { interactive, batch },
+        replicas: replicas.map(({ replicaId, identity }) => {
+          const used = kv.tokensInUse(replicaId);
+          const known = used !== null && identity !== null;
+          return {
+            replicaId,
+            kvTokens: known ? { used, total: identity.slots * identity.ctxPerSlot } : null,
+          };
+        }),
+      };
+    });
+  }
+}
+
+const identified = (pool: PoolSpec, identity: EngineIdentity | null) => ({
+  id: pool.id,
+  engine: pool.engine,
+  engineVersion: identity?.engineVersion ?? null,
+  modelRef: pool.modelRef,
+});

@@ -1,0 +1,49 @@
+/**
+ * Queues and slots as they stand, for those who only look: health, capabilities, metrics, admission.
+ * Reads the scheduler's state between turns; changes nothing.
+ */
+import { assert } from "../domain/assert.ts";
+import type { ReplicaSlots } from "../domain/placement.ts";
+import type { SchedulerState } from "../domain/scheduler.ts";
+import type { TaskRegistry } from "./task-registry.ts";
+
+export class QueueView {
+  constructor(
+    private readonly scheduler: SchedulerState,
+    private readonly registry: TaskRegistry,
+  ) {}
+
+  /** Waiting tasks by class, and how many may wait. */
+  depth(poolId: string): { interactive: number; batch: number; capacity: number } {
+    const pool = this.scheduler.pools.get(poolId);
+    assert(pool !== undefined, `pool ${poolId} exists`);
+    const { queue, capacity } = pool;
+    return { interactive: queue.depth("interactive"), batch: queue.depth("batch"), capacity };
+  }
+
+  /** Leased and releasing slots of a replica; 0 for one that is not ready. */
+  slotsBusy(replicaId: string): number {
+    return this.find(replicaId)?.busy ?? 0;
+  }
+
+  /** Prompt and output tokens of what a replica runs now; null where a prompt was not counted yet. */
+  tokensInUse(replicaId: string): number | null {
+    let used = 0;
+    for (const slot of this.find(replicaId)?.slots ?? []) {
+      if (slot.kind === "free") continue;
+      const record = this.registry.find(slot.taskId);
+      if (record === null) continue;
+      if (record.tokensIn === null) return null;
+      used += record.tokensIn + record.tokensOut;
+    }
+    return used;
+  }
+
+  private find(replicaId: string): ReplicaSlots | null {
+    for (const pool of this.scheduler.pools.values()) {
+      const replica = pool.replicas.get(replicaId);
+      if (replica !== undefined) return replica;
+    }
+    return null;
+  }
+}

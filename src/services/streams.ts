@@ -1,0 +1,174 @@
+/**
+ * HOT. Viewers of event logs: each one a pull-based byte stream over its own cursor. A pull takes everything
+ * since the cursor, so a slow viewer batches by itself, costs bounded memory and never slows the engine.
+ *
+ * Called by the API for every stream. Always holds: a viewer that left is forgotten; when the last viewer that
+ * counts leaves a live task with on_disconnect=cancel, the task is canceled after the grace unless one returns.
+ * One timer beats for all idle viewers.
+ */
+import { OrchestratorError } from "../domain/errors.ts";
+import { heartbeatFrame } from "../domain/sse.ts";
+import { isTerminal } from "../domain/task.ts";
+import type { Clock, Timer } from "../ports/clock.ts";
+import type { Cursor } from "./event-log.ts";
+import type { TaskRecord } from "./task-registry.ts";
+import type { CancelReason } from "./terminal-events.ts";
+
+export interface StreamsOptions {
+  readonly heartbeatMs: number;
+  readonly disconnectGraceMs: number;
+  readonly streamsPerKeyMax: number;
+}
+
+interface Viewer {
+  readonly record: TaskRecord;
+  readonly keyId: string;
+  readonly counts: boolean;
+  readonly cursor: Cursor;
+  /** Something was sent since the last beat. */
+  active: boolean;
+  beatDue: boolean;
+  open: boolean;
+}
+
+const heartbeat = new TextEncoder().encode(heartbeatFrame);
+
+export class Streams {
+  private readonly viewers = new Set<Viewer>();
+  private readonly perKey = new Map<string, number>();
+  private readonly graces = new Map<string, Timer>();
+  private beat: Timer | null = null;
+
+  constructor(
+    private readonly clock: Clock,
+    private readonly options: StreamsOptions,
+    private readonly cancel: (taskId: string, reason: CancelReason) => void,
+  ) {}
+
+  get size(): number {
+    return this.viewers.size;
+  }
+
+  /** Throws RATE_LIMITED when the key has as many open streams as it may. Check before a task is submitted for one. */
+  assertRoom(keyId: string): void {
+    if ((this.perKey.get(keyId) ?? 0) < this.options.streamsPerKeyMax) return;
+    throw new OrchestratorError(
+      "RATE_LIMITED",
+      `this key has ${this.options.streamsPerKeyMax} streams open (limits.streams_per_key): close one first`,
+      { policyLabel: "streams", retryAfterMs: 1000 },
+    );
+  }
+
+  /**
+   * A stream of the events after `afterSeq` (-1: all), ending with the terminal one. `observe`: the viewer does
+   * not count for on_disconnect.
+   */
+  open(record: TaskRecord, keyId: string, afterSeq: number, observe: boolean): ReadableStream<Uint8Array> {
+    this.assertRoom(keyId);
+    const viewer: Viewer = {
+      record,
+      keyId,
+      counts: !observe,
+      cursor: record.log.open(afterSeq),
+      active: true,
+      beatDue: false,
+      open: true,
+    };
+    this.viewers.add(viewer);
+    this.perKey.set(keyId, (this.perKey.get(keyId) ?? 0) + 1);
+    if (viewer.counts) this.arrived(record);
+    this.armBeat();
+    return new ReadableStream<Uint8Array>(
+      {
+        pull: (controller) => this.pull(viewer, controller),
+        cancel: () => this.leave(viewer),
+      },
+      // Nothing is taken ahead of the socket: what was not pulled can still be withheld after a cancel.
+      { highWaterMark: 0 },
+    );
+  }
+
+  close(): void {
+    this.beat?.cancel();
+    this.beat = null;
+    for (const timer of this.graces.values()) timer.cancel();
+    this.graces.clear();
+  }
+
+  private pull(
+    viewer: Viewer,
+    controller: ReadableStreamDefaultController<Uint8Array>,
+  ): void | Promise<void> {
+    const bytes = viewer.cursor.take();
+    if (bytes !== null) {
+      viewer.active = true;
+      controller.enqueue(bytes);
+      if (viewer.cursor.done) this.finish(viewer, controller);
+      return;
+    }
+    if (viewer.cursor.done) {
+      this.finish(viewer, controller);
+      return;
+    }
+    if (viewer.beatDue) {
+      viewer.beatDue = false;
+      controller.enqueue(heartbeat);
+      return;
+    }
+    return viewer.cursor.next().then(() => {
+      if (viewer.open) return this.pull(viewer, controller);
+    });
+  }
+
+  private finish(viewer: Viewer, controller: ReadableStreamDefaultController<Uint8Array>): void {
+    this.leave(viewer);
+    controller.close();
+  }
+
+  private leave(viewer: Viewer): void {
+    if (!viewer.open) return;
+    viewer.open = false;
+    viewer.cursor.close();
+    this.viewers.delete(viewer);
+    const left = (this.perKey.get(viewer.keyId) ?? 1) - 1;
+    if (left === 0) this.perKey.delete(viewer.keyId);
+    else this.perKey.set(viewer.keyId, left);
+    if (viewer.counts) this.departed(viewer.record);
+    if (this.viewers.size === 0) {
+      this.beat?.cancel();
+      this.beat = null;
+    }
+  }
+
+  private arrived(record: TaskRecord): void {
+    record.watchers++;
+    this.graces.get(record.spec.taskId)?.cancel();
+    this.graces.delete(record.spec.taskId);
+  }
+
+  private departed(record: TaskRecord): void {
+    record.watchers--;
+    const { taskId, onDisconnect } = record.spec;
+    if (record.watchers > 0 || onDisconnect === "continue" || isTerminal(record.state)) return;
+    const timer = this.clock.setTimer(this.options.disconnectGraceMs, () => {
+      this.graces.delete(taskId);
+      if (!isTerminal(record.state)) this.cancel(taskId, "disconnect");
+    });
+    this.graces.set(taskId, timer);
+  }
+
+  private armBeat(): void {
+    if (this.beat !== null) return;
+    this.beat = this.clock.setTimer(this.options.heartbeatMs, () => {
+      this.beat = null;
+      for (const viewer of this.viewers) {
+        if (!viewer.active && viewer.cursor.idle) {
+          viewer.beatDue = true;
+          viewer.cursor.wake();
+        }
+        viewer.active = false;
+      }
+      if (this.viewers.size > 0) this.armBeat();
+    });
+  }
+}

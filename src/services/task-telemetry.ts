@@ -1,0 +1,106 @@
+/**
+ * The log lines and metrics of a task's life: one line for each of admission, start and end, never per token.
+ * Called by the dispatcher within its turn. Prompts and secrets never pass through here.
+ */
+import type { OrchestratorError } from "../domain/errors.ts";
+import type { EngineKind } from "../domain/pool.ts";
+import type { TerminalState } from "../domain/task.ts";
+import type { EngineLabels, Log, Metrics } from "../ports/telemetry.ts";
+import type { TaskRecord } from "./task-registry.ts";
+
+export class TaskTelemetry {
+  constructor(
+    private readonly log: Log,
+    private readonly metrics: Metrics,
+  ) {}
+
+  admitted(record: TaskRecord, engine: EngineKind): void {
+    const { promise, spec } = record;
+    this.metrics.taskEnqueued({ ...labels(record, engine), priority: spec.priority });
+    this.log.info("task_admitted", {
+      ...fields(record, engine),
+      priority: spec.priority,
+      workload: spec.workload,
+      human: `accepted at position ${promise.queuePosition}, expected to start in ${promise.startMs} ms`,
+    });
+  }
+
+  refused(engine: EngineKind, error: OrchestratorError): void {
+    this.metrics.taskRejected({ engine, reason: error.code });
+    if (error.policyLabel !== undefined) this.metrics.backpressure({ engine, policy: error.policyLabel });
+  }
+
+  started(record: TaskRecord, engine: EngineKind, replicaId: string, slot: number, candidates: number): void {
+    const { priority } = record.spec;
+    this.metrics.taskStarted({ ...labels(record, engine), replicaId, priority });
+    this.metrics.placement("placed", record.spec.pinned, false, candidates);
+    this.log.info("task_started", {
+      ...fields(record, engine),
+      attempt: record.attempts,
+      slot,
+      candidates,
+      human: `attempt ${record.attempts} starts on ${replicaId}, slot ${slot}: ${candidates} replicas had room`,
+    });
+  }
+
+  requeued(record: TaskRecord, engine: EngineKind, message: string): void {
+    this.log.warn("task_requeued", {
+      ...fields(record, engine),
+      attempt: record.attempts,
+      human: `attempt ${record.attempts} was cut and the task waits again: ${message}`,
+    });
+  }
+
+  firstToken(record: TaskRecord, engine: EngineKind, sinceAdmissionMs: number): void {
+    this.metrics.firstToken({ ...labels(record, engine), priority: record.spec.priority }, sinceAdmissionMs);
+  }
+
+  /** `reason` says who canceled; it is a metrics label, one of a few words. */
+  ended(record: TaskRecord, engine: EngineKind, state: TerminalState, reason: string, nowMs: number): void {
+    const { metrics } = this;
+    const { priority } = record.spec;
+    const replica = { ...labels(record, engine), replicaId: record.replicaId ?? "" };
+    const decodeMs = record.firstTokenMs === null ? 0 : Math.round(nowMs - record.firstTokenMs);
+    metrics.tokens(replica, record.startedMs === null ? 0 : (record.tokensIn ?? 0), record.tokensOut);
+    metrics.taskFinished({ ...replica, priority, result: state });
+    if (state === "canceled") metrics.taskCanceled({ ...replica, reason });
+    if (state === "done") metrics.decode({ ...labels(record, engine), priority }, decodeMs);
+    const told = {
+      ...fields(record, engine),
+      tokens_in: record.tokensIn,
+      tokens_out: record.tokensOut,
+      decode_time_ms: decodeMs,
+      code: record.error?.code ?? null,
+      human:
+        state === "done"
+          ? `done after ${Math.round(nowMs - record.createdMs)} ms, ${record.tokensOut} tokens`
+          : `${state}: ${record.error?.message ?? reason}`,
+    };
+    if (state === "failed") this.log.warn("task_failed", told);
+    else this.log.info(state === "done" ? "task_done" : "task_canceled", told);
+  }
+}
+
+const labels = (record: TaskRecord, engine: EngineKind): EngineLabels => ({
+  engine,
+  engineVersion: record.engineVersion,
+  poolId: record.spec.poolId,
+});
+
+function fields(record: TaskRecord, engine: EngineKind) {
+  const { spec, promise } = record;
+  return {
+    correlation_id: spec.correlationId,
+    key_id: spec.keyId,
+    task_id: spec.taskId,
+    job_id: spec.taskId,
+    session_id: spec.sessionId,
+    engine,
+    engine_version: record.engineVersion,
+    sampler_profile_version: spec.samplerProfileVersion,
+    pool_id: spec.poolId,
+    replica_id: record.replicaId,
+    queue_position: promise.queuePosition,
+    predicted_start_ms: promise.startMs,
+  };
+}

@@ -1,0 +1,60 @@
+/**
+ * The last event of a task, made from its record: `end` for one that is done, `error` for every other.
+ * Called by the dispatcher when it finishes a task.
+ */
+import { type ErrorCode, errorTable } from "../domain/errors.ts";
+import type { StreamEvent } from "../domain/events.ts";
+import type { EngineKind } from "../domain/pool.ts";
+import type { AttemptResult, TaskRecord } from "./task-registry.ts";
+
+/** Who canceled; also the `reason` of tasks_canceled_total. */
+export type CancelReason = "client" | "disconnect" | "shutdown";
+
+export function canceledMessage(reason: string): string {
+  return reason === "disconnect"
+    ? "canceled because its last viewer left: submit with on_disconnect continue to keep it running"
+    : "canceled on request";
+}
+
+export function endEvent(
+  record: TaskRecord,
+  attempt: AttemptResult,
+  nowMs: number,
+): Extract<StreamEvent, { type: "end" }> {
+  const { createdMs, firstTokenMs, startedMs } = record;
+  const decodeMs = firstTokenMs === null ? 0 : Math.round(nowMs - firstTokenMs);
+  return {
+    type: "end",
+    data: {
+      tokens_in: attempt.tokensIn,
+      tokens_out: attempt.tokensOut,
+      decode_ms: decodeMs,
+      decode_time_ms: decodeMs,
+      first_token_ms: firstTokenMs === null ? null : Math.round(firstTokenMs - createdMs),
+      queue_ms: Math.round((startedMs ?? nowMs) - createdMs),
+      finish_reason: attempt.finishReason,
+      artifact_id: null,
+      continuations: 0,
+      exact: "yes",
+      ...(attempt.result === null ? {} : { result: attempt.result }),
+    },
+  };
+}
+
+export function errorEvent(
+  error: { readonly code: ErrorCode; readonly message: string },
+  engine: EngineKind,
+  retryAfterMs: number | null,
+): Extract<StreamEvent, { type: "error" }> {
+  return {
+    type: "error",
+    data: {
+      code: error.code,
+      message: error.message,
+      engine,
+      retriable: errorTable[error.code].retriable,
+      retry_after_ms: retryAfterMs,
+      artifact_id: null,
+    },
+  };
+}

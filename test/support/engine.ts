@@ -1,0 +1,226 @@
+/**
+ * Starts engines for tests that need a client and no supervisor: a LaunchPlan run by Bun.spawn, both pipes
+ * drained into the client, the group killed and awaited at the end. Also the bounded wait that every such test
+ * uses: it fails by time, it never sleeps.
+ */
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import type { PoolSpec } from "../../src/domain/pool.ts";
+import type { Sampling } from "../../src/domain/task.ts";
+import { LlamaCppAdapter } from "../../src/infra/engines/llamacpp.ts";
+import { SystemClock, SystemEntropy } from "../../src/infra/system-clock.ts";
+import type { EngineClient, GenerateRequest, GenerateSink, LaunchPlan } from "../../src/ports/engine.ts";
+import { poolSpec } from "./replicas.ts";
+
+const root = resolve(import.meta.dir, "../..");
+
+/** The real engine; a test that needs it fails without it, it is never skipped. */
+export function engineBin(): string {
+  return setUp(process.env.ORCHD_LLAMA_SERVER ?? join(root, ".engine/bin/llama-server"));
+}
+
+export type TestModel = "demo" | "slow" | "embedding" | "rerank";
+
+export function testModel(name: TestModel): string {
+  const folder = process.env.ORCHD_TEST_MODELS;
+  if (folder !== undefined) return setUp(join(folder, `${name}.gguf`));
+  return setUp(join(root, name === "demo" ? ".engine/models/demo.gguf" : `.engine/test-models/${name}.gguf`));
+}
+
+function setUp(path: string): string {
+  if (!existsSync(path)) throw new Error(`${path} is missing: run \`npm run setup\``);
+  return path;
+}
+
+export const clock = new SystemClock();
+export const entropy = new SystemEntropy();
+const silentLog = {
+  debug: () => undefined,
+  info: () => undefined,
+  warn: () => undefined,
+  error: () => undefined,
+};
+
+/** A signal that nobody raises. */
+export const never = new AbortController().signal;
+
+/** Fails when `promise` has not settled in `ms`; leaves no timer behind. */
+export async function within<T>(ms: number, what: string, promise: Promise<T>): Promise<T> {
+  let late: (() => void) | undefined;
+  const timeout = new Promise<never>((_, reject) => {
+    const timer = clock.setTimer(ms, () => reject(new Error(`${what}: not within ${ms} ms`)));
+    late = () => timer.cancel();
+  });
+  try {
+    return await Promise.race([promise, timeout]);
+  } finally {
+    late?.();
+  }
+}
+
+export interface StartedEngine {
+  readonly client: EngineClient;
+  readonly plan: LaunchPlan;
+  readonly pid: number;
+  readonly lines: readonly string[];
+  readonly exited: Promise<number>;
+  /** Closes the client, kills the process group, awaits its end, removes its folder. Idempotent. */
+  stop(): Promise<void>;
+}
+
+export const llamaPool = (more: Partial<PoolSpec>): PoolSpec =>
+  poolSpec({ id: "real", engine: "llamacpp", modelRef: "file:demo.gguf", slots: 2, ctx: null, ...more });
+
+/** Starts the pool's engine by the real adapter's plan and waits until it is healthy. */
+export async function startLlamaCpp(more: Partial<PoolSpec> = {}, readyMs = 20_000): Promise<StartedEngine> {
+  const pool = llamaPool({
+    engineBin: more.engineBin ?? engineBin(),
+    modelPath: more.modelPath ?? testModel("demo"),
+    ...more,
+  });
+  const runDir = mkdtempSync(join(tmpdir(), "orchd-engine-"));
+  chmodSync(runDir, 0o700);
+  const adapter = new LlamaCppAdapter({ clock, entropy, log: silentLog });
+  const engine = startPlan(adapter.plan(pool, `${pool.id}-0`, runDir), runDir);
+  try {
+    await within(readyMs, "the engine is healthy", healthy(engine));
+  } catch (error) {
+    await engine.stop();
+    throw new Error(`the engine did not start: ${String(error)}\n${engine.lines.slice(-20).join("\n")}`);
+  }
+  return engine;
+}
+
+function startPlan(plan: LaunchPlan, runDir: string): StartedEngine {
+  for (const file of plan.secretFiles) {
+    mkdirSync(resolve(file.path, ".."), { recursive: true, mode: 0o700 });
+    writeFileSync(file.path, file.content, { mode: 0o600 });
+  }
+  const child = Bun.spawn([...plan.command], {
+    cwd: runDir,
+    env: plan.env,
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+    detached: true,
+  });
+  const client = plan.connect();
+  const lines: string[] = [];
+  const onLine = (line: string) => {
+    lines.push(line);
+    client.onLogLine(line);
+  };
+  const drained = Promise.all([drain(child.stdout, onLine), drain(child.stderr, onLine)]);
+  let stopping: Promise<void> | null = null;
+  const stop = async () => {
+    client.close();
+    try {
+      process.kill(-child.pid, "SIGKILL");
+    } catch (error) {
+      if ((error as { code?: string }).code !== "ESRCH") throw error;
+    }
+    await child.exited;
+    await drained;
+    rmSync(runDir, { recursive: true, force: true });
+  };
+  return {
+    client,
+    plan,
+    pid: child.pid,
+    lines,
+    exited: child.exited,
+    stop: () => {
+      stopping ??= stop();
+      return stopping;
+    },
+  };
+}
+
+async function healthy(engine: StartedEngine): Promise<void> {
+  for (;;) {
+    const health = await engine.client.health(never).catch(() => "unreachable");
+    if (health === "ok") return;
+    const ended = engine.exited.then(() => true);
+    const pause = new Promise<boolean>((done) => clock.setTimer(10, () => done(false)));
+    if (await Promise.race([ended, pause])) throw new Error("the engine ended");
+  }
+}
+
+async function drain(pipe: ReadableStream<Uint8Array>, onLine: (line: string) => void): Promise<void> {
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const chunk of pipe) {
+    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) onLine(line);
+  }
+}
+
+const greedy: Sampling = {
+  temperature: 0,
+  topP: 0.95,
+  topK: 40,
+  minP: 0.05,
+  repeatPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  stop: [],
+  grammar: null,
+  jsonSchema: null,
+};
+
+export type RequestOptions = Partial<Omit<GenerateRequest, "sampling">> & {
+  readonly sampling?: Partial<Sampling>;
+};
+
+export const request = ({ sampling, ...more }: RequestOptions = {}): GenerateRequest => ({
+  prompt: "Once upon a time",
+  maxTokens: 16,
+  seed: 7,
+  cachePrompt: true,
+  slot: 0,
+  ...more,
+  sampling: { ...greedy, ...sampling },
+});
+
+/** A sink that remembers everything and calls back on each event. */
+export class RecordingSink implements GenerateSink {
+  readonly pieces: string[] = [];
+  readonly ids: number[][] = [];
+  readonly prompts: [total: number, cached: number, done: number][] = [];
+  readonly #onEvent: (sink: RecordingSink) => void;
+
+  constructor(onEvent: (sink: RecordingSink) => void = () => undefined) {
+    this.#onEvent = onEvent;
+  }
+
+  get text(): string {
+    return this.pieces.join("");
+  }
+
+  get events(): number {
+    return this.pieces.length + this.prompts.length;
+  }
+
+  onPrompt(total: number, cached: number, done: number): void {
+    this.prompts.push([total, cached, done]);
+    this.#onEvent(this);
+  }
+
+  onToken(text: string, ids: readonly number[]): void {
+    this.pieces.push(text);
+    this.ids.push([...ids]);
+    this.#onEvent(this);
+  }
+}
+
+/** The kind of the EngineError that a call must fail with. */
+export async function failureOf(call: Promise<unknown>): Promise<string> {
+  const outcome = await call.then(
+    () => "it succeeded",
+    (error: unknown) =>
+      (error as { engineErrorKind?: string }).engineErrorKind ?? `not an EngineError: ${String(error)}`,
+  );
+  return outcome;
+}
