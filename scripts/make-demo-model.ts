@@ -13,7 +13,12 @@ import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import { buildDemoTensors, demoShape } from "./model/demo-weights.ts";
 import { type GgufFile, type MetadataValue, type Tensor, writeGguf } from "./model/gguf-writer.ts";
-import { buildEmbeddingTensors, buildRerankTensors, embeddingShape, rerankShape } from "./model/retrieval-weights.ts";
+import {
+  buildEmbeddingTensors,
+  buildRerankTensors,
+  embeddingShape,
+  rerankShape,
+} from "./model/retrieval-weights.ts";
 import { buildVocabulary, documentMarker, specialTokens, type Vocabulary } from "./model/vocabulary.ts";
 
 export const shapes = ["demo", "slow", "embedding", "rerank"] as const;
@@ -104,8 +109,9 @@ export function buildModel(shape: Shape): GgufFile {
   switch (shape) {
     case "demo":
     case "slow": {
-      const size = shape === "demo" ? { feedForward: 128, idleLayers: 0 } : { feedForward: 4096, idleLayers: 6 };
-      const layers = 2 + size.idleLayers;
+      const size =
+        shape === "demo" ? { feedForward: 128, idleLayers: 0 } : { feedForward: 3072, idleLayers: 6 };
+      const layers = demoShape.layers + size.idleLayers;
       const architecture = { name: "llama", ...demoShape, layers, feedForward: size.feedForward } as const;
       return file(architecture, shape === "demo" ? "F32" : "F16", buildDemoTensors(vocabulary, size));
     }

@@ -94,28 +94,32 @@ function writeValue(sink: ByteSink, entry: MetadataValue): void {
   switch (entry.kind) {
     case "uint32":
       sink.uint32(valueTypes.uint32);
-      return sink.uint32(entry.value);
+      sink.uint32(entry.value);
+      break;
     case "float32":
       sink.uint32(valueTypes.float32);
-      return sink.float32(entry.value);
+      sink.float32(entry.value);
+      break;
     case "bool":
       sink.uint32(valueTypes.bool);
-      return sink.bytes(Buffer.from([entry.value ? 1 : 0]));
+      sink.bytes(Buffer.from([entry.value ? 1 : 0]));
+      break;
     case "string":
       sink.uint32(valueTypes.string);
-      return sink.string(entry.value);
+      sink.string(entry.value);
+      break;
     case "strings":
       array(valueTypes.string, entry.value.length);
       for (const value of entry.value) sink.string(value);
-      return;
+      break;
     case "float32s":
       array(valueTypes.float32, entry.value.length);
       for (const value of entry.value) sink.float32(value);
-      return;
+      break;
     case "int32s":
       array(valueTypes.int32, entry.value.length);
       for (const value of entry.value) sink.int32(value);
-      return;
+      break;
   }
 }
 
@@ -146,7 +150,8 @@ function header(file: GgufFile): Buffer {
 function payload(tensor: Tensor, data: Float32Array): Buffer {
   const values = tensor.type === "F16" ? Float16Array.from(data) : data;
   const bytes = Buffer.alloc(aligned(byteLength(tensor)));
-  if (values.byteLength !== byteLength(tensor)) throw new Error(`${tensor.name}: data does not fill the shape`);
+  if (values.byteLength !== byteLength(tensor))
+    throw new Error(`${tensor.name}: data does not fill the shape`);
   Buffer.from(values.buffer, values.byteOffset, values.byteLength).copy(bytes);
   return bytes;
 }

@@ -36,7 +36,9 @@ function harmonic(count: number): number {
 function chooseCandidates(vocabulary: Vocabulary, counts: ReadonlyMap<number, number>): Targets {
   const unusual = (id: number) => /^▁?$|[^\p{ASCII}▁]/u.test(vocabulary.pieces[id] ?? "");
   const sorted = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
-  const first = sorted.filter(([id, count], index) => unusual(id) || (count > 1 && index < candidateLimit / 2));
+  const first = sorted.filter(
+    ([id, count], index) => unusual(id) || (count > 1 && index < candidateLimit / 2),
+  );
   const rest = sorted.filter((entry) => !first.includes(entry));
   const room = Math.max(0, Math.min(rest.length, candidateLimit - first.length));
   for (let i = 0; i < room; i++) {
@@ -48,7 +50,9 @@ function chooseCandidates(vocabulary: Vocabulary, counts: ReadonlyMap<number, nu
 
 /** Candidates after a token that the corpus does not contain: a few of the most frequent words. */
 function fallbackPatterns(vocabulary: Vocabulary): Targets[] {
-  const frequent = [...vocabulary.frequency.keys()].filter((id) => /^▁\p{L}/u.test(vocabulary.pieces[id] ?? ""));
+  const frequent = [...vocabulary.frequency.keys()].filter((id) =>
+    /^▁\p{L}/u.test(vocabulary.pieces[id] ?? ""),
+  );
   const uniform = uniformSource(0x5eed0001);
   return Array.from({ length: 16 }, () => {
     const targets: Targets = new Map();
@@ -108,7 +112,9 @@ export function buildNextWords(vocabulary: Vocabulary, width: number): NextWords
   });
   const generated = [...new Set(targetsOf.flatMap((targets) => [...targets.keys()]))].sort((a, b) => a - b);
   const normal = normalSource(0x5eed0002);
-  const directions = generated.map(() => Float64Array.from({ length: width }, () => normal() / Math.sqrt(width)));
+  const directions = generated.map(() =>
+    Float64Array.from({ length: width }, () => normal() / Math.sqrt(width)),
+  );
   const gram = directions.map((a) => Float64Array.from(directions, (b) => dot(a, b)));
   const indexOf = new Map(generated.map((id, index) => [id, index]));
   const fullStop = vocabulary.idOf.get(".");

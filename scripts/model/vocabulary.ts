@@ -70,7 +70,8 @@ export function wordKey(piece: string): string {
 /** Adds a piece and all its beginnings: SentencePiece reaches a word only through merges that are tokens too. */
 function addWithBeginnings(target: Set<string>, piece: string): void {
   const characters = [...piece];
-  for (let length = 2; length <= characters.length; length++) target.add(characters.slice(0, length).join(""));
+  for (let length = 2; length <= characters.length; length++)
+    target.add(characters.slice(0, length).join(""));
 }
 
 function printableCharacters(corpusPieces: readonly string[]): Set<string> {
@@ -84,7 +85,9 @@ function printableCharacters(corpusPieces: readonly string[]): Set<string> {
 }
 
 function corpusLines(): string[] {
-  return readFileSync(join(import.meta.dir, "corpus.txt"), "utf8").trim().split("\n");
+  return readFileSync(join(import.meta.dir, "corpus.txt"), "utf8")
+    .trim()
+    .split("\n");
 }
 
 export function buildVocabulary(): Vocabulary {
@@ -109,7 +112,8 @@ export function buildVocabulary(): Vocabulary {
   addWithBeginnings(spaced, space + farewell);
   pieces.push(...spaced, ...initial);
   const known = new Set(pieces);
-  for (const character of printableCharacters(lines.flat())) if (!known.has(character)) pieces.push(character);
+  for (const character of printableCharacters(lines.flat()))
+    if (!known.has(character)) pieces.push(character);
 
   const idOf = new Map(pieces.map((piece, id) => [piece, id]));
   const ids = lines.map((line) => line.map((piece) => requireId(idOf, piece)));

@@ -134,7 +134,7 @@ function repair(node: Json): Json {
   return closedSets(out);
 }
 
-/** A union of constants reads better as an enum, a number that is a multiple of 1 as an integer. */
+/** A union of constants reads better as an enum. */
 function closedSets(schema: JsonObject): JsonObject {
   const { anyOf, ...rest } = schema;
   if (
@@ -147,10 +147,6 @@ function closedSets(schema: JsonObject): JsonObject {
       type: "string",
       enum: anyOf.map((member) => (isObject(member) ? (member.const ?? null) : null)),
     };
-  }
-  if (schema.type === "number" && schema.multipleOf === 1) {
-    const { multipleOf: _integer, ...number } = schema;
-    return { ...number, type: "integer" };
   }
   return schema;
 }

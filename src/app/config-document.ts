@@ -8,16 +8,7 @@
 import type { Static, TSchema } from "@sinclair/typebox";
 import { type ValueError, ValueErrorType } from "@sinclair/typebox/errors";
 import { Value } from "@sinclair/typebox/value";
-import {
-  isAlias,
-  isMap,
-  isScalar,
-  isSeq,
-  LineCounter,
-  type Node,
-  type ParsedNode,
-  parseDocument,
-} from "yaml";
+import { isMap, isScalar, isSeq, LineCounter, type Node, type ParsedNode, parseDocument } from "yaml";
 import { nearestName, orList, type Place, type Problems, type Segments } from "./config-problems.ts";
 import { configFileSchema, type FilledConfigFile } from "./config-schema.ts";
 
@@ -145,37 +136,45 @@ function report(error: ValueError, segments: Segments, problems: Problems): void
 const typeHint = (value: unknown): string =>
   typeof value === "string" && /^-?\d+(\.\d+)?$/.test(value) ? " (without quotes)" : "";
 
+/** No key of ours lies deeper; what does is below an unknown one, which is told. */
+const depthMax = 8;
+
+/** Notes where everything stands. False: a key is no name, and the map could not become an object. */
 function walk(
   node: Node | null,
   segments: Segments,
   problems: Problems,
   placeOf: (offset: number) => Place,
-): void {
+): boolean {
   if (node?.range) problems.notePlace(segments, "value", placeOf(node.range[0]));
+  if (segments.length > depthMax) return true;
+  let named = true;
   if (isSeq(node)) {
     node.items.forEach((item, index) => {
-      walk(item as Node | null, [...segments, index], problems, placeOf);
+      named = walk(item as Node | null, [...segments, index], problems, placeOf) && named;
     });
   }
-  if (!isMap(node)) return;
+  if (!isMap(node)) return named;
   const seen = new Map<string, Place>();
   for (const pair of node.items as { key: ParsedNode; value: ParsedNode | null }[]) {
     const place = placeOf(pair.key.range[0]);
-    if (!isScalar(pair.key) && !isAlias(pair.key)) {
-      problems.atPlace(place, "found a key that is a list or a map, expected a name");
+    if (!isScalar(pair.key)) {
+      problems.atPlace(place, "found a key that is a list, a map or an alias, expected a name", segments);
+      named = false;
       continue;
     }
-    const name = String(isScalar(pair.key) ? pair.key.value : pair.key.source);
+    const name = String(pair.key.value);
     const path = [...segments, name];
     const first = seen.get(name);
     if (first === undefined) {
       seen.set(name, place);
       problems.notePlace(path, "key", place);
-      walk(pair.value, path, problems, placeOf);
+      named = walk(pair.value, path, problems, placeOf) && named;
     } else {
       problems.atPlace(place, `duplicate key; it stands on line ${first.line} already`, path);
     }
   }
+  return named;
 }
 
 export interface ReadDocument {
@@ -208,7 +207,12 @@ function parse(text: string, problems: Problems): unknown {
     return { line: Math.max(1, line), column: Math.max(1, col) };
   };
   try {
-    const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, uniqueKeys: false, logLevel: "error" });
+    const document = parseDocument(text, {
+      lineCounter: lines,
+      prettyErrors: false,
+      uniqueKeys: false,
+      logLevel: "error",
+    });
     // After a first mistake the parser sees many; the first few tell what there is to mend.
     const faults = [...document.errors, ...document.warnings].slice(0, faultsMax);
     for (const fault of faults) {
@@ -216,7 +220,7 @@ function parse(text: string, problems: Problems): unknown {
       problems.atPlace(placeOf(fault.pos[0]), `not valid YAML: ${fault.message.replace(/: ".*$/s, "")}`);
     }
     if (faults.length > 0) return undefined;
-    walk(document.contents, [], problems, placeOf);
+    if (!walk(document.contents, [], problems, placeOf)) return undefined;
     return document.toJS({ maxAliasCount: 100 }) ?? {};
   } catch (error) {
     // The parser throws for what it cannot hold: nesting without end, aliases that multiply.

@@ -38,7 +38,10 @@ export const pathText = (segments: Segments): string =>
 /** The nearest of `known`, where it is near enough to be what was meant. */
 export function nearestName(name: string, known: readonly string[]): string | null {
   const wanted = name.toLowerCase();
-  const begun = known.filter((candidate) => wanted.length > 2 && candidate.toLowerCase().startsWith(wanted));
+  const begun = known.filter((candidate) => {
+    const name = candidate.toLowerCase();
+    return Math.min(name.length, wanted.length) > 2 && (name.startsWith(wanted) || wanted.startsWith(name));
+  });
   if (begun.length === 1) return begun[0] ?? null;
   let nearest: string | null = null;
   let best = Math.max(1, Math.floor(wanted.length / 2)) + 1;

@@ -19,6 +19,10 @@ export type ParsedArgs =
 const programName = "orchestratord";
 const words = ["serve"];
 
+const epilogue = `A flag goes before the environment, that before the configuration file.
+Exit codes: 0 fine, 1 failure, 2 usage or configuration, 130 and 143 after a signal and a clean end.
+`;
+
 interface RawOptions extends Record<keyof ConfigFlags, string | undefined> {
   readonly checkConfig?: boolean;
   readonly version?: boolean;
@@ -52,10 +56,6 @@ function program(): Command {
     )
     .addOption(new Option("--version", "print the version, then exit"))
     .helpOption("--help", "print this, then exit")
-    .addHelpText(
-      "after",
-      "\nA flag goes before the environment, that before the file. Exit codes: 0 fine, 1 failure, 2 usage or configuration.",
-    )
     .exitOverride()
     .showSuggestionAfterError(false)
     .configureOutput({ writeOut: ignore, writeErr: ignore });
@@ -72,7 +72,8 @@ export function parseArgs(argv: readonly string[]): ParsedArgs {
     command.parse(argv, { from: "user" });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
-    if (error.code === "commander.helpDisplayed") return { command: "help", text: command.helpInformation() };
+    if (error.code === "commander.helpDisplayed")
+      return { command: "help", text: `${command.helpInformation()}\n${epilogue}` };
     return usageError(command, error);
   }
   const options = command.opts<RawOptions>();
@@ -94,8 +95,15 @@ const flagNames = (command: Command): string[] => [
 
 function usageError(command: Command, error: CommanderError): ParsedArgs {
   const unknown = /^error: unknown option '([^']*)'/.exec(error.message)?.[1];
-  if (unknown !== undefined)
-    return unknownWord(unknown.split("=", 1)[0] ?? unknown, flagNames(command), "flag");
+  if (unknown !== undefined) {
+    const name = unknown.split("=", 1)[0] ?? unknown;
+    if (!flagNames(command).includes(name)) return unknownWord(name, flagNames(command), "flag");
+    return {
+      command: "usage-error",
+      text: `${programName}: ${name} takes no value
+${seeHelp}`,
+    };
+  }
   return {
     command: "usage-error",
     text: `${programName}: ${error.message.replace(/^error: /, "")}\n${seeHelp}`,

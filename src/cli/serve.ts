@@ -38,21 +38,26 @@ export async function serve(flags: ConfigFlags, composition: Composition): Promi
 
 async function run(config: Config, composition: Composition, lifetime: Lifetime): Promise<number> {
   const stateDir = openStateDir(config.stateDir);
+  let minted: string | null = null;
   try {
     const { specs, mode } = { specs: config.auth.keys, mode: config.auth.mode };
     const opened = openKeys({ specs, mode, stateDir: stateDir.path, entropy: composition.entropy });
     await printError(warningsText({ warnings: [...stateDir.warnings, ...opened.warnings] }));
+    minted = opened.minted;
     const starting = composition.bootstrap({ config, keys: opened.keys, buildInfo });
     // A second signal does not wait for a start that hangs.
     const daemon = await Promise.race([starting, lifetime.ended]);
     if (typeof daemon === "number") return daemon;
     lifetime.started(daemon);
     const banner = bannerLines({ config, buildInfo, url: daemon.url, keyFile: opened.keyFile });
-    await printError(`${[...banner, ...keyLines(opened.minted)].join("\n")}\n`);
+    await printError(`${[...banner, ...keyLines(minted)].join("\n")}\n`);
+    minted = null;
     return await lifetime.ended;
   } catch (error) {
     throw addressError(error, config) ?? error;
   } finally {
+    // A start that fails after the key is stored is the first one all the same: no later one shows it.
+    if (minted !== null) await printError(`${keyLines(minted).join("\n")}\n`);
     stateDir.release();
   }
 }

@@ -69,6 +69,6 @@ export function isOrchestratorError(error: unknown): error is OrchestratorError 
   return (
     error instanceof Error &&
     typeof (error as Partial<OrchestratorError>).code === "string" &&
-    (error as OrchestratorError).code in errorTable
+    Object.hasOwn(errorTable, (error as OrchestratorError).code)
   );
 }

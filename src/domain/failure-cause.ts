@@ -175,11 +175,11 @@ function outOfMemory(lines: readonly string[], subject: FailureSubject, facts: E
 }
 
 function bindFailed(lines: readonly string[]): Verdict | null {
-  const found = lastMatch(lines, /couldn't bind HTTP server socket, hostname: ([^,]+)/);
+  const found = lastMatch(lines, /couldn't bind HTTP server socket(?:, hostname: ([^,]+))?/);
   if (found === null) return null;
   return [
     "bind_failed",
-    `the engine cannot listen on ${found[1]}: something else holds it, or its folder is gone or not writable`,
+    `the engine cannot listen on ${found[1] ?? "its address"}: something else holds it, or its folder is gone or not writable`,
   ];
 }
 

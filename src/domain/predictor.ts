@@ -10,6 +10,8 @@ import type { WarmUpSpeed } from "./pool.ts";
 const learningRate = 0.1;
 /** Relative spread of an end time that nothing has been learnt about: one sigma. */
 const coldRelativeError = 0.5;
+/** What one promise can count for at most. */
+const errorMax = 10;
 /** max_tokens buckets by powers of four: short answers tell little about long ones. */
 const bucketOf = (maxTokens: number): number => Math.ceil(Math.log2(Math.max(1, maxTokens)) / 2);
 /** Tokens and speeds assumed for a pool that never ran: they only shape the first promise while it loads. */
@@ -88,8 +90,9 @@ export function learnAttempt(state: PredictorState, seen: Attempted): void {
 
 /** Compares a promised end with what happened; both milliseconds from admission. */
 export function score(state: PredictorState, promisedEndMs: number, actualEndMs: number): void {
-  const error = Math.abs(actualEndMs - promisedEndMs) / Math.max(promisedEndMs, 50);
-  state.relativeError = state.scored === 0 ? error : blend(state.relativeError, Math.min(error, 10));
+  // Bounded, the first one too: one task that waited for a model load must not blur a hundred promises.
+  const error = Math.min(Math.abs(actualEndMs - promisedEndMs) / Math.max(promisedEndMs, 50), errorMax);
+  state.relativeError = state.scored === 0 ? Math.min(error, 1) : blend(state.relativeError, error);
   state.scored++;
 }
 

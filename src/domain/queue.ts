@@ -1,6 +1,7 @@
 /**
- * The waiting room of one pool: two classes, FIFO within each, put back at the head what was cut.
- * Called by the scheduler only. Every operation is O(1), except `positionOf` for a task in the middle.
+ * The waiting room of one pool: two classes, each in the order of admission; what was cut goes back before
+ * everything that came after it, and so do several tasks that one crash cut. Called by the scheduler only.
+ * Every operation is O(1), except `positionOf` for a task in the middle and `putBack` behind others put back.
  * `workMs` sums the expected service times, so that a prediction never walks the queue.
  */
 import { assert } from "./assert.ts";
@@ -8,6 +9,8 @@ import type { Priority } from "./task.ts";
 
 export interface QueueEntry {
   readonly taskId: string;
+  /** Counts the admissions: the order within a class. */
+  readonly ordinal: number;
   readonly priority: Priority;
   /** When it was accepted: ages batch tasks. */
   readonly admittedMs: number;
@@ -33,20 +36,24 @@ class Fifo {
     return this.head?.entry ?? null;
   }
 
-  add(entry: QueueEntry, atHead: boolean): Node {
-    const node: Node = { entry, before: null, after: null };
-    if (this.head === null || this.tail === null) {
-      this.head = node;
-      this.tail = node;
-    } else if (atHead) {
-      node.after = this.head;
-      this.head.before = node;
-      this.head = node;
-    } else {
-      node.before = this.tail;
-      this.tail.after = node;
-      this.tail = node;
-    }
+  append(entry: QueueEntry): Node {
+    assert(this.tail === null || this.tail.entry.ordinal < entry.ordinal, "admissions are counted upwards");
+    return this.link(entry, this.tail, null);
+  }
+
+  /** Among those that came before it there are only others that were put back: the walk is short. */
+  putBack(entry: QueueEntry): Node {
+    let after = this.head;
+    while (after !== null && after.entry.ordinal < entry.ordinal) after = after.after;
+    return this.link(entry, after === null ? this.tail : after.before, after);
+  }
+
+  private link(entry: QueueEntry, before: Node | null, after: Node | null): Node {
+    const node: Node = { entry, before, after };
+    if (before === null) this.head = node;
+    else before.after = node;
+    if (after === null) this.tail = node;
+    else after.before = node;
     this.size++;
     this.workMs += entry.expectedMs;
     return node;
@@ -58,8 +65,8 @@ class Fifo {
     if (node.after === null) this.tail = node.before;
     else node.after.before = node.before;
     this.size--;
-    // Empty means zero: a sum of many additions and subtractions would keep a rounding remainder.
-    this.workMs = this.size === 0 ? 0 : this.workMs - node.entry.expectedMs;
+    // A sum of many additions and subtractions keeps a rounding remainder: empty means zero, less is impossible.
+    this.workMs = this.size === 0 ? 0 : Math.max(0, this.workMs - node.entry.expectedMs);
   }
 
   ahead(node: Node): number {
@@ -100,17 +107,21 @@ export class TaskQueue {
   }
 
   push(entry: QueueEntry): void {
-    this.add(entry, false);
+    this.note(entry, this.classes[entry.priority].append(this.unqueued(entry)));
   }
 
-  /** Back to the head of its class: it was there first. */
+  /** Back to where it was: before everything of its class that came later. */
   putBack(entry: QueueEntry): void {
-    this.add(entry, true);
+    this.note(entry, this.classes[entry.priority].putBack(this.unqueued(entry)));
   }
 
-  private add(entry: QueueEntry, atHead: boolean): void {
+  private unqueued(entry: QueueEntry): QueueEntry {
     assert(!this.nodes.has(entry.taskId), `task ${entry.taskId} is queued once`);
-    this.nodes.set(entry.taskId, this.classes[entry.priority].add(entry, atHead));
+    return entry;
+  }
+
+  private note(entry: QueueEntry, node: Node): void {
+    this.nodes.set(entry.taskId, node);
     if (entry.resumed) this.resumedCount++;
   }
 

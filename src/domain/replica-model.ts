@@ -7,7 +7,15 @@ import type { FailureSubject } from "./failure-cause.ts";
 import { limits } from "./limits.ts";
 import type { EngineIdentity, PoolSpec, ReplicaFailure, ReplicaState, WarmUpSpeed } from "./pool.ts";
 
-export type ReplicaTimer = "load" | "probe" | "drain" | "second_term" | "kill" | "backoff" | "half_open";
+export type ReplicaTimer =
+  | "load"
+  | "probe"
+  | "drain"
+  | "first_term"
+  | "second_term"
+  | "kill"
+  | "backoff"
+  | "half_open";
 
 export interface Replica {
   readonly state: ReplicaState;
@@ -149,9 +157,40 @@ export function backoffDelayMs(failuresInRow: number, policy: RestartPolicy, jit
   return Math.round(full * (0.5 + jitter / 2));
 }
 
-/** When the second SIGTERM and the SIGKILL follow the first SIGTERM: the pool's grace bounds the ladder. */
-export function stopLadderMs(stopGraceMs: number): { secondTermMs: number; killMs: number } {
-  const ladder = limits.stopSecondTermMs + limits.stopKillMs;
-  const killMs = Math.min(ladder, stopGraceMs);
-  return { secondTermMs: Math.floor((killMs * limits.stopSecondTermMs) / ladder), killMs };
+/**
+ * When SIGTERM, SIGTERM again and SIGKILL follow the closing of the clients of a working engine: the pool's grace
+ * bounds the whole ladder.
+ */
+export function stopLadderMs(stopGraceMs: number): {
+  firstTermMs: number;
+  secondTermMs: number;
+  killMs: number;
+} {
+  const { stopCloseLeadMs, stopSecondTermMs, stopKillMs } = limits;
+  const ladderMs = stopCloseLeadMs + stopSecondTermMs + stopKillMs;
+  const killMs = Math.min(ladderMs, stopGraceMs);
+  const part = killMs / ladderMs;
+  return {
+    firstTermMs: Math.floor(stopCloseLeadMs * part),
+    secondTermMs: Math.floor((stopCloseLeadMs + stopSecondTermMs) * part),
+    killMs,
+  };
+}
+
+/** Its slots may be leased, or still are. */
+export function isServing(replica: Pick<Replica, "state">): boolean {
+  return replica.state === "ready" || replica.state === "busy" || replica.state === "draining";
+}
+
+/** What holds in each state, whatever led there. */
+export function assertConsistent(replica: Replica): void {
+  const { state } = replica;
+  const none = state === "stopped" || state === "backoff" || state === "circuit_open";
+  assert(none === (replica.process === "none"), `${state} with process ${replica.process}`);
+  assert(state !== "starting" || replica.process === "asked", "starting: the process was asked for");
+  assert(!isServing(replica) || replica.identity !== null, "serving: the engine told what it is");
+  assert(!isServing(replica) || replica.wasReady, "serving: it was warmed up");
+  assert(isServing(replica) || replica.slotsBusy === 0, "only a serving replica has busy slots");
+  assert(state !== "busy" || replica.slotsBusy > 0, "busy: a slot is leased");
+  assert(replica.incarnation > 0 || state === "stopped", "every start is counted");
 }

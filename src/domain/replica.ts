@@ -11,7 +11,9 @@ import { classifyExit, failureOf, isHopeless } from "./failure-cause.ts";
 import { limits } from "./limits.ts";
 import type { EngineIdentity, ReplicaFailure, ReplicaState, WarmUpSpeed } from "./pool.ts";
 import {
+  assertConsistent,
   backoffDelayMs,
+  isServing,
   type Replica,
   type ReplicaCommand,
   type ReplicaEvent,
@@ -32,7 +34,7 @@ import {
  * | ready        | running |                    | slots_changed → busy; drain_requested → stopping             |
  * | busy         | running |                    | slots_changed → ready; drain_requested → draining            |
  * | draining     | running | drain              | no slot busy, or the drain timer → stopping                  |
- * | stopping     | asked or running | second_term, kill | process_exited → stopped (→ starting if wanted again) |
+ * | stopping     | asked or running | first_term, second_term, kill | process_exited → stopped (→ starting if wanted again) |
  * | failed       | running, SIGKILLed |         | process_exited → backoff/circuit_open                |
  * | backoff      | none    | backoff            | its timer → starting; stop_requested → stopped               |
  * | circuit_open | none    | half_open          | its timer → starting; start_requested brings that forward    |
@@ -63,7 +65,7 @@ const timersOf: Readonly<Record<ReplicaState, readonly ReplicaTimer[]>> = {
   ready: [],
   busy: [],
   draining: ["drain"],
-  stopping: ["second_term", "kill"],
+  stopping: ["first_term", "second_term", "kill"],
   failed: [],
   backoff: ["backoff"],
   circuit_open: ["half_open"],
@@ -161,7 +163,7 @@ function onProcessStarted(replica: Replica, pid: number | null, policy: ReplicaP
         { type: "probe_health" },
       ]);
     case "stopping":
-      return { state: running, commands: stopLadder(policy) };
+      return { state: running, commands: stopLadder(policy, false) };
     default:
       assert(false, `process_started in ${replica.state}`);
   }
@@ -265,17 +267,23 @@ function onStopRequested(replica: Replica, policy: ReplicaPolicy): ReplicaStep {
 
 function stop(replica: Replica, policy: ReplicaPolicy): ReplicaStep {
   const lost: ReplicaCommand[] = isServing(replica) ? [{ type: "report_lost", failure: null }] : [];
+  const works = replica.state === "warming" || replica.slotsBusy > 0;
   // A process that was asked for and is not there yet gets its signals when it comes.
-  const ladder = replica.process === "running" ? stopLadder(policy) : [];
+  const ladder = replica.process === "running" ? stopLadder(policy, works) : [];
   return move(replica, "stopping", { startAgain: false }, [...lost, ...ladder]);
 }
 
-/** An engine with requests in flight often ignores SIGTERM until its clients are gone: both in one turn. */
-function stopLadder(policy: ReplicaPolicy): ReplicaCommand[] {
-  const { secondTermMs, killMs } = stopLadderMs(policy.stopGraceMs);
+/**
+ * llama-server that is told to stop while it generates often hangs, even when its clients leave in that moment:
+ * one stop in nine did, until the second SIGTERM. Told after it noticed that they left, none did.
+ */
+function stopLadder(policy: ReplicaPolicy, works: boolean): ReplicaCommand[] {
+  const { firstTermMs, secondTermMs, killMs } = stopLadderMs(policy.stopGraceMs);
   return [
     { type: "close_client" },
-    { type: "signal", signal: "SIGTERM" },
+    works
+      ? { type: "set_timer", timer: "first_term", ms: firstTermMs }
+      : { type: "signal", signal: "SIGTERM" },
     { type: "set_timer", timer: "second_term", ms: secondTermMs },
     { type: "set_timer", timer: "kill", ms: killMs },
   ];
@@ -356,7 +364,9 @@ function afterFailure(
   const failuresInRow = gone.failuresInRow + 1;
   const delayMs = backoffDelayMs(failuresInRow, policy, jitter);
   const retryAtMs = nowMs + Math.min(delayMs, policy.breakerWindowMs);
-  const recent = gone.failedStartsAtMs.filter((atMs) => atMs > nowMs - policy.breakerWindowMs);
+  // A start that hangs takes loadMs to fail: the window counts the time between starts, not that of the starts.
+  const windowMs = policy.breakerWindowMs + policy.breakerFailures * policy.loadMs;
+  const recent = gone.failedStartsAtMs.filter((atMs) => atMs > nowMs - windowMs);
   const failedStartsAtMs = gone.wasReady ? [] : [...recent, nowMs];
   const changes = { lastError: failure, failuresInRow, halfOpen: false } as const;
   const storm = failedStartsAtMs.length >= policy.breakerFailures;
@@ -394,6 +404,7 @@ function onTimer(
       return { state: { ...replica, probe: "on_its_way" }, commands: [{ type: "probe_health" }] };
     case "drain":
       return stop(replica, policy);
+    case "first_term":
     case "second_term":
       return { state: replica, commands: [{ type: "signal", signal: "SIGTERM" }] };
     case "kill":
@@ -405,11 +416,6 @@ function onTimer(
     default:
       return assertNever(timer, "replica timer");
   }
-}
-
-/** Its slots may be leased, or still are. */
-export function isServing(replica: Pick<Replica, "state">): boolean {
-  return replica.state === "ready" || replica.state === "busy" || replica.state === "draining";
 }
 
 /** Was served from and is not any more: late words about its leases are no surprise. */
@@ -435,16 +441,4 @@ function move(
   const state = isServing(next) ? next : { ...next, identity: null, slotsBusy: 0 };
   assertConsistent(state);
   return { state, commands: [...cancels, ...commands] };
-}
-
-function assertConsistent(replica: Replica): void {
-  const { state } = replica;
-  const none = state === "stopped" || state === "backoff" || state === "circuit_open";
-  assert(none === (replica.process === "none"), `${state} with process ${replica.process}`);
-  assert(state !== "starting" || replica.process === "asked", "starting: the process was asked for");
-  assert(!isServing(replica) || replica.identity !== null, "serving: the engine told what it is");
-  assert(!isServing(replica) || replica.wasReady, "serving: it was warmed up");
-  assert(isServing(replica) || replica.slotsBusy === 0, "only a serving replica has busy slots");
-  assert(state !== "busy" || replica.slotsBusy > 0, "busy: a slot is leased");
-  assert(replica.incarnation > 0 || state === "stopped", "every start is counted");
 }

@@ -46,7 +46,8 @@ export type SchedulerEvent =
   | {
       readonly type: "attempt_ended";
       readonly taskId: string;
-      readonly leaseId: number;
+      readonly poolId: string;
+      readonly lease: Lease;
       readonly outcome: AttemptOutcome;
       readonly slotFree: boolean;
     }
@@ -78,7 +79,7 @@ export type Command =
       readonly message: string;
       readonly replicaId: string | null;
     }
-  /** Its attempt was cut; it waits again at the head of its class. */
+  /** Its attempt was cut; it waits again, before everything of its class that came later. */
   | { readonly type: "requeue_task"; readonly taskId: string; readonly message: string }
   | { readonly type: "ensure_pool"; readonly poolId: string }
   | {

@@ -27,9 +27,13 @@ export interface SchedulerOptions {
 export interface ScheduledTask {
   readonly taskId: string;
   readonly poolId: string;
+  /** Counts the admissions of all pools: what was cut goes back to its place in this order. */
+  readonly ordinal: number;
   readonly priority: Priority;
   readonly admittedMs: number;
   readonly expectedMs: number;
+  /** Its deadline passed while it ran: it may finish, it does not start again. */
+  overdue: boolean;
   state: TaskState;
   lease: Lease | null;
   attempts: number;
@@ -53,6 +57,7 @@ export interface SchedulerState {
   /** Tasks that are not terminal. */
   readonly tasks: Map<string, ScheduledTask>;
   leases: number;
+  admissions: number;
 }
 
 export function createScheduler(
@@ -77,6 +82,7 @@ export function createScheduler(
     ),
     tasks: new Map(),
     leases: 0,
+    admissions: 0,
   };
 }
 
@@ -133,7 +139,9 @@ export function admit(
   const pool = poolOf(state, task.poolId);
   const scheduled: ScheduledTask = {
     ...task,
+    ordinal: ++state.admissions,
     admittedMs: nowMs,
+    overdue: false,
     state: "queued",
     lease: null,
     attempts: 0,
@@ -149,6 +157,7 @@ export function admit(
 
 const entryOf = (task: ScheduledTask, resumed: boolean): QueueEntry => ({
   taskId: task.taskId,
+  ordinal: task.ordinal,
   priority: task.priority,
   admittedMs: task.admittedMs,
   expectedMs: task.expectedMs,
@@ -199,16 +208,10 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
     }
     case "deadline_passed": {
       const task = state.tasks.get(event.taskId);
+      if (task === undefined) return commands;
       // A running task goes on: what it has produced is worth more to its client than nothing.
-      if (task === undefined || task.state !== "queued") return commands;
-      end(
-        state,
-        task,
-        "failed",
-        "DEADLINE_UNMET",
-        "the deadline passed while the task waited: allow more time or use a less busy pool",
-        commands,
-      );
+      if (task.state === "running") task.overdue = true;
+      else end(state, task, "failed", "DEADLINE_UNMET", deadlineMessage, commands);
       return commands;
     }
     case "attempt_ended":
@@ -241,6 +244,9 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
   }
 }
 
+const deadlineMessage =
+  "the deadline passed while the task waited: allow more time or use a less busy pool";
+
 function taskOf(state: SchedulerState, taskId: string): ScheduledTask {
   const task = state.tasks.get(taskId);
   assert(task !== undefined, `task ${taskId} is live`);
@@ -253,15 +259,19 @@ function attemptEnded(
   nowMs: number,
   commands: Command[],
 ): void {
+  const { lease } = event;
+  const pool = poolOf(state, event.poolId);
   const task = state.tasks.get(event.taskId);
-  // Canceled meanwhile: its slot is freed by slot_freed, the task has its terminal event.
-  if (task === undefined || task.lease?.leaseId !== event.leaseId) return;
-  const pool = poolOf(state, task.poolId);
-  const lease = task.lease;
+  const holds = task?.lease?.leaseId === lease.leaseId;
   const replica = pool.replicas.get(lease.replicaId);
   if (replica !== undefined && replica.incarnation === lease.incarnation) {
     if (event.slotFree) freeSlot(replica, lease.leaseId, commands);
-    else markReleasing(replica, lease.leaseId);
+    else if (holds) markReleasing(replica, lease.leaseId);
+  }
+  if (task === undefined || !holds) {
+    // Canceled meanwhile: the task has its terminal event, only the slot is news.
+    schedule(state, pool, nowMs, commands);
+    return;
   }
   task.lease = null;
   const { outcome } = event;
@@ -278,6 +288,8 @@ function attemptEnded(
         end(state, task, "failed", outcome.code, outcome.message, commands, lease.replicaId);
       } else if (pool.unavailable !== null) {
         end(state, task, "failed", "POOL_UNAVAILABLE", pool.unavailable, commands, lease.replicaId);
+      } else if (task.overdue) {
+        end(state, task, "failed", "DEADLINE_UNMET", deadlineMessage, commands, lease.replicaId);
       } else {
         task.state = transition(transition(task.state, "suspended"), "queued");
         pool.queue.putBack(entryOf(task, true));

@@ -37,7 +37,10 @@ export function takeToken(bucket: TokenBucket, rate: Rate, nowMs: number): Taken
   const atMs = Math.max(nowMs, bucket.atMs);
   // A rate that was lowered by a new configuration must not leave more than the new burst.
   const tokens = Math.min(rate.burst, bucket.tokens + (elapsedMs * rate.perSecond) / 1000);
-  if (tokens >= 1) return { bucket: { tokens: tokens - 1, atMs }, granted: true, retryAfterMs: 0 };
+  // Sums of fractions miss 1 by a hair: whoever waited as long as told must get through.
+  if (tokens > 1 - 1e-9) {
+    return { bucket: { tokens: Math.max(0, tokens - 1), atMs }, granted: true, retryAfterMs: 0 };
+  }
   const retryAfterMs = Math.max(1, Math.ceil(((1 - tokens) * 1000) / rate.perSecond));
   return { bucket: { tokens, atMs }, granted: false, retryAfterMs };
 }

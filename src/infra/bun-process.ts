@@ -7,8 +7,9 @@
  * the guard kills every process that carries this daemon's mark or belongs to a remembered group. `sweep()`
  * at the next start does the same for the case that the guard was killed too.
  */
-import { chmodSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { chmodSync, mkdirSync, realpathSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, isAbsolute, join } from "node:path";
+import { assert } from "../domain/assert.ts";
 import { OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { ProcessExit, ProcessHost, StartedProcess, StartRequest } from "../ports/process.ts";
@@ -41,15 +42,20 @@ const drainMs = 250;
 const guardStartsMax = 5;
 const sweepWaitMs = 5_000;
 
-/** This program again with another first argument: the compiled binary is its own execPath, `bun` needs the script. */
+/**
+ * This program again with another first argument: the compiled binary is its own execPath, `bun` needs main.ts.
+ * Not `Bun.main`: in a test that is the test file, and a guard that runs it would start the next guard.
+ */
 export function selfCommand(mode: string): string[] {
-  return Bun.isStandaloneExecutable ? [process.execPath, mode] : [process.execPath, Bun.main, mode];
+  if (Bun.isStandaloneExecutable) return [process.execPath, mode];
+  return [process.execPath, join(import.meta.dir, "../main.ts"), mode];
 }
 
 type Guard = Bun.Subprocess<"pipe", "ignore", "ignore">;
 
 export class BunProcessHost implements ProcessHost {
   readonly #options: BunProcessHostOptions;
+  readonly #runDir: string;
   readonly #mark: string;
   #guard: Guard | null = null;
   #guardStarts = 0;
@@ -58,12 +64,15 @@ export class BunProcessHost implements ProcessHost {
   /** Throws OrchestratorError when the run folder cannot be made. */
   constructor(options: BunProcessHostOptions) {
     this.#options = options;
+    assert(isAbsolute(options.runDir), "the guard has another working directory");
     // Sockets and keys lie there: nobody else may enter, whatever the umask or an older version left.
     operating(`cannot use ${options.runDir}`, () => {
       mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
       chmodSync(options.runDir, 0o700);
     });
-    this.#mark = daemonMark(options.runDir);
+    // By one name however it was reached: the mark must match at the next start.
+    this.#runDir = realpathSync(options.runDir);
+    this.#mark = daemonMark(this.#runDir);
   }
 
   start(request: StartRequest): StartedProcess {
@@ -131,14 +140,14 @@ export class BunProcessHost implements ProcessHost {
   }
 
   #childPath(pid: number): string {
-    return join(childrenFolder(this.#options.runDir), `${pid}.json`);
+    return join(childrenFolder(this.#runDir), `${pid}.json`);
   }
 
   /** Leaves alone what belongs to a daemon that runs: two on one run folder is the lock's business, not ours. */
   sweep(): Promise<number> {
-    const prefix = `${this.#options.runDir}#`;
+    const prefix = `${this.#runDir}#`;
     const isLeftOver = (mark: string): boolean => mark.startsWith(prefix) && !isDaemonAlive(mark);
-    return killChildren(this.#options.runDir, isLeftOver, sweepWaitMs);
+    return killChildren(this.#runDir, isLeftOver, sweepWaitMs);
   }
 
   /** Ends the guard. Call it last: what is still running then, the guard kills. */
@@ -152,12 +161,27 @@ export class BunProcessHost implements ProcessHost {
   }
 
   #ensureGuard(): void {
-    const { guardCommand, runDir, log } = this.#options;
+    const { guardCommand, log } = this.#options;
     if (guardCommand === null || this.#guard !== null || this.#closing) return;
     if (this.#guardStarts >= guardStartsMax) return;
     this.#guardStarts += 1;
+    const guard = spawnGuard([...guardCommand, this.#runDir, this.#mark], log);
+    this.#guard = guard;
+    void guard?.exited.then((code) => {
+      if (this.#closing || this.#guard !== guard) return;
+      this.#guard = null;
+      const human = "The guard that ends engines after a crash of this daemon ended; another one is started.";
+      log.warn("guard_exited", { code, signal: String(guard.signalCode), human });
+      this.#ensureGuard();
+    });
+  }
+}
+
+/** Null when the system refuses: the daemon serves all the same, and the next start's sweep does the guard's work. */
+function spawnGuard(command: string[], log: Log): Guard | null {
+  try {
     // Its own session: a Ctrl-C in the terminal is not for the guard. No mark: it must not find itself.
-    const guard = Bun.spawn([...guardCommand, runDir, this.#mark], {
+    return Bun.spawn(command, {
       stdin: "pipe",
       stdout: "ignore",
       stderr: "ignore",
@@ -165,14 +189,11 @@ export class BunProcessHost implements ProcessHost {
       cwd: "/",
       env: { PATH: process.env.PATH ?? "/usr/bin:/bin" },
     });
-    this.#guard = guard;
-    void guard.exited.then((code) => {
-      if (this.#closing || this.#guard !== guard) return;
-      this.#guard = null;
-      const human = "The guard that ends engines after a crash of this daemon ended; another one is started.";
-      log.warn("guard_exited", { code, signal: guard.signalCode, human });
-      this.#ensureGuard();
-    });
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    const human = `The guard that ends engines after a crash of this daemon cannot be started: ${error.message}`;
+    log.warn("guard_not_started", { code: error.code, human });
+    return null;
   }
 }
 

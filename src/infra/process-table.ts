@@ -5,7 +5,7 @@
  * Always holds: a process is named by pid and start ticks together, because pids are used again; both are
  * read once more right before a signal. Synchronous: /proc is memory, and a check that awaits is out of date.
  */
-import { readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 
 export interface ProcessEntry {
@@ -63,6 +63,8 @@ export function isAlive(entry: ProcessEntry | null): entry is ProcessEntry {
 }
 
 function* processes(): Generator<ProcessEntry> {
+  // Without /proc nothing is found and nothing killed: setpriv's or the service manager's task there.
+  if (!existsSync("/proc")) return;
   for (const name of readdirSync("/proc")) {
     if (!/^[0-9]+$/.test(name)) continue;
     const entry = readProcess(Number(name));

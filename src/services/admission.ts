@@ -7,7 +7,7 @@ import { createHash } from "node:crypto";
 import canonicalize from "canonicalize";
 import { closest } from "fastest-levenshtein";
 import { isAssertion } from "../domain/assert.ts";
-import { OrchestratorError } from "../domain/errors.ts";
+import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { EngineKind, PoolSpec } from "../domain/pool.ts";
 import { samplerProfiles } from "../domain/sampler-profile.ts";
@@ -63,6 +63,13 @@ export class Admission {
   ) {}
 
   async submit(submission: Submission): Promise<Submitted> {
+    // Only a task that names itself can come twice; then the first answer stands, whatever the pools do now.
+    const bodyDigest = submission.taskId === null ? "" : digestOf(submission.body);
+    if (submission.taskId !== null) {
+      const repeat = this.dispatcher.repeatOf(submission.taskId, submission.keyId, bodyDigest);
+      if (isOrchestratorError(repeat)) throw repeat;
+      if (repeat !== null) return repeat;
+    }
     const workload = workloadOf(submission);
     const pool = this.choosePool(submission, workload);
     const deadlineMs = submission.deadlineMs ?? this.options.defaultDeadlineMs;
@@ -101,8 +108,7 @@ export class Admission {
       tokensIn: size.tokens,
       tokensInExact: size.exact,
       renderedPrompt: size.rendered,
-      // Only a task that names itself can come twice.
-      bodyDigest: submission.taskId === null ? "" : digestOf(submission.body),
+      bodyDigest,
     };
     this.assertFeasible(spec);
     return await this.dispatcher.submit(spec);

@@ -8,7 +8,7 @@
  * Always holds: exactly one terminal frame per task; nothing starts outside a free slot of a ready replica.
  */
 import { assert, assertNever } from "../domain/assert.ts";
-import { errorTable, OrchestratorError } from "../domain/errors.ts";
+import { errorTable, isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
@@ -108,6 +108,18 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
   /** Resolves once the log is sealed: no token is handed to any viewer after that. Idempotent. */
   cancel(taskId: string, reason: CancelReason): Promise<void> {
     return new Promise((resolve) => this.post({ kind: "cancel", taskId, reason, resolve }));
+  }
+
+  /** What a task_id that was used before is answered with; null: it is new. */
+  repeatOf(taskId: string, keyId: string, bodyDigest: string): Submitted | OrchestratorError | null {
+    const record = this.deps.registry.find(taskId);
+    if (record === null) return null;
+    if (record.spec.keyId === keyId && record.spec.bodyDigest === bodyDigest)
+      return { record, repeated: true };
+    // The same words for another key's task: it learns nothing of it.
+    return new OrchestratorError("CONFLICT", "this task_id was used for another request: choose a new one", {
+      details: { task_id: taskId },
+    });
   }
 
   /** The refusal that a task of this class would get now, without enqueueing anything; null: none. */
@@ -276,9 +288,9 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
       case "attempt_ended": {
         const { attempt, outcome, slotFree, result } = item;
         if (result !== null) this.forecast.learn(attempt, result);
-        const { taskId } = attempt.record.spec;
-        const { leaseId } = attempt.lease;
-        const event = { type: "attempt_ended" as const, taskId, leaseId, outcome, slotFree };
+        const { lease } = attempt;
+        const { taskId, poolId } = attempt.record.spec;
+        const event = { type: "attempt_ended" as const, taskId, poolId, lease, outcome, slotFree };
         this.act(decide(this.state, event, nowMs), result);
         return;
       }
@@ -293,9 +305,9 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
   private processSubmit(spec: TaskSpec, settle: Settle, nowMs: number, answers: (() => void)[]): void {
     const { registry } = this.deps;
     const { engine } = this.pools.get(spec.poolId).spec;
-    const before = registry.find(spec.taskId);
-    if (before !== null) {
-      answers.push(() => answerRepeated(before, spec, settle));
+    const repeat = this.repeatOf(spec.taskId, spec.keyId, spec.bodyDigest);
+    if (repeat !== null) {
+      answers.push(() => (isOrchestratorError(repeat) ? settle.reject(repeat) : settle.resolve(repeat)));
       return;
     }
     const refusal = this.refusalFor(spec.poolId, spec.priority);
@@ -369,7 +381,8 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
       const event = {
         type: "attempt_ended" as const,
         taskId,
-        leaseId: lease.leaseId,
+        poolId: command.poolId,
+        lease,
         outcome,
         slotFree: false,
       };
@@ -403,6 +416,8 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
       assert(result !== null, "a finished attempt has a result");
       record.finishReason = result.finishReason;
       record.tokensIn = result.tokensIn;
+      // What the engine counted: a stop string or a torn character makes fewer pieces than tokens.
+      record.tokensOut = result.tokensOut;
       pool.done++;
       this.forecast.score(record, nowMs);
       record.log.seal(endEvent(record, result, nowMs), false);
@@ -417,17 +432,4 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
     this.telemetry.ended(record, pool.spec.engine, state, message, nowMs);
     registry.noteEnded(record, nowMs);
   }
-}
-
-function answerRepeated(before: TaskRecord, spec: TaskSpec, settle: Settle): void {
-  if (before.spec.keyId === spec.keyId && before.spec.bodyDigest === spec.bodyDigest) {
-    settle.resolve({ record: before, repeated: true });
-    return;
-  }
-  // The same words for another key's task: it learns nothing of it.
-  settle.reject(
-    new OrchestratorError("CONFLICT", "this task_id was used for another request: choose a new one", {
-      details: { task_id: spec.taskId },
-    }),
-  );
 }

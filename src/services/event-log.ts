@@ -16,6 +16,9 @@ const firstChunkBytes = 1024;
 const chunkBytesMax = 16 * 1024;
 assert(chunkBytesMax <= limits.viewerChunkBytesMax, "one pull takes at most one chunk");
 
+/** UTF-8 takes at most three bytes for one UTF-16 unit. */
+const utf8BytesPerUnitMax = 3;
+
 interface Chunk {
   readonly bytes: Uint8Array;
   used: number;
@@ -77,6 +80,7 @@ export class TaskLog {
     const seq = this.length;
     this.write(encodeEvent(seq, event));
     this.terminal = true;
+    this.trim();
     if (skipUnread) for (const cursor of this.cursors) cursor.jumpTo(seq);
     this.wake();
   }
@@ -120,12 +124,12 @@ export class TaskLog {
 
   private write(frame: string): void {
     let chunk = this.chunks[this.chunks.length - 1];
-    // UTF-16 to UTF-8 grows at most threefold: if that fits, no measuring is needed.
-    if (chunk === undefined || chunk.bytes.byteLength - chunk.used < frame.length * 3) {
+    let written = chunk === undefined ? null : encodeWhole(frame, chunk);
+    if (chunk === undefined || written === null) {
       chunk = this.newChunk(frame);
+      written = encodeWhole(frame, chunk);
     }
-    const { read, written } = encoder.encodeInto(frame, chunk.bytes.subarray(chunk.used));
-    assert(read === frame.length, "a frame fits into its chunk whole");
+    assert(written !== null, "a frame fits into a chunk made for it");
     this.frameChunk.push(this.chunks.length - 1);
     this.frameOffset.push(chunk.used);
     chunk.used += written;
@@ -134,16 +138,32 @@ export class TaskLog {
   private newChunk(frame: string): Chunk {
     const last = this.chunks[this.chunks.length - 1];
     const grown = last === undefined ? firstChunkBytes : Math.min(last.bytes.byteLength * 2, chunkBytesMax);
-    const size = Math.max(grown, frame.length * 3);
+    const size = grown >= frame.length * utf8BytesPerUnitMax ? grown : Math.max(grown, Buffer.byteLength(frame));
     const chunk = { bytes: new Uint8Array(size), used: 0 };
     this.chunks.push(chunk);
     this.account.bytes += size;
     return chunk;
   }
 
+  /** An ended log keeps its bytes and not the room to grow: thousands of them are remembered. */
+  private trim(): void {
+    const last = this.chunks[this.chunks.length - 1];
+    assert(last !== undefined, "a sealed log has a frame");
+    this.account.bytes -= last.bytes.byteLength - last.used;
+    // A copy: readers still hold views of the old buffer.
+    this.chunks[this.chunks.length - 1] = { bytes: last.bytes.slice(0, last.used), used: last.used };
+  }
+
   private wake(): void {
     for (const cursor of this.cursors) cursor.wake();
   }
+}
+
+/** Bytes written, or null when the frame does not fit: then nothing counts as written. */
+function encodeWhole(frame: string, chunk: Chunk): number | null {
+  if (chunk.bytes.byteLength - chunk.used < frame.length) return null;
+  const { read, written } = encoder.encodeInto(frame, chunk.bytes.subarray(chunk.used));
+  return read === frame.length ? written : null;
 }
 
 /** One viewer's place in a log. */

@@ -28,7 +28,7 @@ export interface Health {
   readonly loopLagMs: number | null;
 }
 
-export interface Readyness {
+export interface ReadinessAnswer {
   readonly ready: boolean;
   /** Why not, pool by pool; empty when ready. */
   readonly reasons: readonly string[];
@@ -55,7 +55,7 @@ export class Readiness {
     };
   }
 
-  readiness(): Readyness {
+  readiness(): ReadinessAnswer {
     const probes = this.deps.probe();
     if (probes.some(({ error }) => error === null)) return { ready: true, reasons: [], retryAfterMs: null };
     const reasons: string[] = [];

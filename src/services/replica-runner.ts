@@ -374,7 +374,9 @@ export class ReplicaRunner {
       since_start_ms: sinceStartMs,
       human: replicaSentence(this.replicaId, before, after, sinceStartMs),
     };
-    if (failure === null) log.info("replica_state_changed", fields);
-    else log.warn("replica_state_changed", fields);
+    if (failure !== null) log.warn("replica_state_changed", fields);
+    // Ready and busy change with every task, whose own lines say more.
+    else if (before.state === "busy" || after.state === "busy") log.debug("replica_state_changed", fields);
+    else log.info("replica_state_changed", fields);
   }
 }

@@ -5,9 +5,10 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { replicaStates } from "../../src/domain/pool.ts";
-import { isServing, step } from "../../src/domain/replica.ts";
+import { step } from "../../src/domain/replica.ts";
 import {
   backoffDelayMs,
+  isServing,
   newReplica,
   type Replica,
   type ReplicaCommand,
@@ -246,7 +247,7 @@ describe("the breaker", () => {
 
   test("stays closed when the failures are further apart than its window", () => {
     let state = newReplica();
-    for (const nowMs of [0, 61_000, 122_000, 183_000]) state = failStart(state, nowMs).state;
+    for (const nowMs of [0, 100_000, 200_000, 300_000]) state = failStart(state, nowMs).state;
     expect(state.state).toBe("backoff");
   });
 
@@ -308,24 +309,39 @@ describe("the breaker", () => {
 });
 
 describe("the way down", () => {
-  test("clients are closed and SIGTERM is sent in one step; the ladder is bounded by the grace", () => {
-    const { state, commands } = after(after(newReplica(), toBusy).state, [{ type: "stop_requested" }]);
+  test("an idle engine: SIGTERM at once, then the ladder", () => {
+    const { state, commands } = after(after(newReplica(), toReady).state, [{ type: "stop_requested" }]);
     expect(state.state).toBe("stopping");
     expect(commands).toEqual([
       { type: "report_lost", failure: null },
       { type: "close_client" },
       { type: "signal", signal: "SIGTERM" },
-      { type: "set_timer", timer: "second_term", ms: 2000 },
-      { type: "set_timer", timer: "kill", ms: 3000 },
+      { type: "set_timer", timer: "second_term", ms: 2150 },
+      { type: "set_timer", timer: "kill", ms: 3150 },
     ]);
-    const second = after(state, [{ type: "timer_fired", incarnation, timer: "second_term", logTail: [] }]);
+  });
+
+  test("a working engine: its clients are closed first, so that it notices; the grace bounds the ladder", () => {
+    const { state, commands } = after(after(newReplica(), toBusy).state, [{ type: "stop_requested" }]);
+    expect(commands).toEqual([
+      { type: "report_lost", failure: null },
+      { type: "close_client" },
+      { type: "set_timer", timer: "first_term", ms: 150 },
+      { type: "set_timer", timer: "second_term", ms: 2150 },
+      { type: "set_timer", timer: "kill", ms: 3150 },
+    ]);
+    const first = after(state, [{ type: "timer_fired", incarnation, timer: "first_term", logTail: [] }]);
+    expect(first.commands).toEqual([{ type: "signal", signal: "SIGTERM" }]);
+    const second = after(first.state, [
+      { type: "timer_fired", incarnation, timer: "second_term", logTail: [] },
+    ]);
     expect(second.commands).toEqual([{ type: "signal", signal: "SIGTERM" }]);
     const kill = after(second.state, [{ type: "timer_fired", incarnation, timer: "kill", logTail: [] }]);
     expect(kill.commands).toEqual([{ type: "signal", signal: "SIGKILL" }]);
     const gone = after(kill.state, [{ ...died, incarnation }]);
     expect(gone.state).toMatchObject({ state: "stopped", lastError: null });
     expect(types(gone.commands)).toContain("clean_up");
-    expect(stopLadderMs(300)).toEqual({ secondTermMs: 200, killMs: 300 });
+    expect(stopLadderMs(315)).toEqual({ firstTermMs: 15, secondTermMs: 215, killMs: 315 });
   });
 
   test("a second signal kills at once", () => {

@@ -257,7 +257,7 @@ describe("lines to stdout", () => {
     for (let i = 0; i < 3; i++) lines.write("into the void\n");
     expect(state.calls).toBe(1);
     expect(clock.pendingTimers).toBe(0);
-    lines.close();
+    lines.flush();
   });
 
   test("survive a full disk", async () => {
@@ -284,10 +284,25 @@ describe("lines to stdout", () => {
     });
     state.room = 0;
     lines.write("last words\n");
-    lines.close();
-    expect(state.out).toBe("last words\n");
-    lines.write("after the end\n");
-    expect(state.out).toBe("last words\n");
+    lines.flush();
+    lines.write("one more\n");
+    expect(state.out).toBe("last words\none more\n");
+  });
+
+  test("listen for the exit only while something waits", async () => {
+    const clock = new VirtualClock();
+    const { state, write } = pipe();
+    const before = process.listenerCount("exit");
+    const lines = new StdoutLines({ clock, droppedLine, write });
+    state.room = 0;
+    lines.write("a\n");
+    lines.write("b\n");
+    await clock.advance(500);
+    expect(process.listenerCount("exit")).toBe(before + 1);
+    state.room = 100;
+    await clock.advance(50);
+    expect(process.listenerCount("exit")).toBe(before);
+    expect(state.out).toBe("a\nb\n");
   });
 });
 

@@ -1,7 +1,11 @@
-/** A disk as a table, for the configuration's tests: text is a file, a list is a folder, "#!" begins a program. */
-import { type ConfigFlags, type ConfigResult, compileConfig } from "../../src/app/config.ts";
+/**
+ * What the configuration's tests share: a disk as a table (text is a file, a list is a folder, "#!" begins a
+ * program), and short ways to a Config or to its problems as lines.
+ */
+import { type Config, type ConfigFlags, type ConfigResult, compileConfig } from "../../src/app/config.ts";
 import type { ConfigFiles } from "../../src/app/config-files.ts";
 import type { ReadModelKind } from "../../src/app/config-pools.ts";
+import { formatProblem } from "../../src/app/config-problems.ts";
 
 export type DiskTable = Readonly<Record<string, string | readonly string[]>>;
 
@@ -52,8 +56,27 @@ export const compileText = (text: string | null, options: CompileOptions = {}): 
     env: { PATH: "/bin:/usr/bin", ...options.env },
     fileText: text,
     filePath: text === null ? null : "/etc/orchestratord/config.yaml",
-    cwd: "/work",
+    cwd: "/here",
     home: "/home/ada",
     files: diskOf({ ...machine, ...options.disk }, options.modes),
     readModelKind: options.readModelKind ?? (() => null),
   });
+
+export const digest = "ab".repeat(32);
+
+export function valid(result: ConfigResult): Config {
+  if (!result.ok) throw new Error(`not valid:\n${result.problems.map(formatProblem).join("\n")}`);
+  return result.config;
+}
+export const compiled = (text: string | null, options?: CompileOptions): Config =>
+  valid(compileText(text, options));
+export const lines = (result: ConfigResult): string[] =>
+  result.ok
+    ? []
+    : result.problems.map(formatProblem).map((line) => line.replace("/etc/orchestratord/config.yaml", "F"));
+export const problemsOf = (text: string | null, options?: CompileOptions): string[] =>
+  lines(compileText(text, options));
+export const pool = (more: string): string =>
+  `pools:\n  - { id: a, model: file:/models/chat.gguf, ${more} }\n`;
+export const mockPool = (more: string): string =>
+  `pools:\n  - { id: a, engine: mock, model: mock:words, ${more} }\n`;

@@ -23,7 +23,7 @@ export function engineBin(): string {
 export type TestModel = "demo" | "slow" | "embedding" | "rerank";
 
 export function testModel(name: TestModel): string {
-  const folder = process.env.ORCHD_TEST_MODELS;
+  const folder = process.env.TEST_MODELS_DIR;
   if (folder !== undefined) return setUp(join(folder, `${name}.gguf`));
   return setUp(join(root, name === "demo" ? ".engine/models/demo.gguf" : `.engine/test-models/${name}.gguf`));
 }
@@ -72,19 +72,34 @@ export interface StartedEngine {
 export const llamaPool = (more: Partial<PoolSpec>): PoolSpec =>
   poolSpec({ id: "real", engine: "llamacpp", modelRef: "file:demo.gguf", slots: 2, ctx: null, ...more });
 
-/** Starts the pool's engine by the real adapter's plan and waits until it is healthy. */
-export async function startLlamaCpp(more: Partial<PoolSpec> = {}, readyMs = 20_000): Promise<StartedEngine> {
+/** healthy: it takes requests. listens: it answers, and may still be loading. */
+export type StartedWhen = "healthy" | "listens";
+
+export interface StartOptions {
+  readonly until?: StartedWhen;
+  /** Made and removed by this helper; default: a new one under the system's temporary folder. */
+  readonly runDir?: string;
+}
+
+const startMsMax = 20_000;
+
+/** Starts the pool's engine by the real adapter's plan and waits for it. */
+export async function startLlamaCpp(
+  more: Partial<PoolSpec> = {},
+  options: StartOptions = {},
+): Promise<StartedEngine> {
   const pool = llamaPool({
     engineBin: more.engineBin ?? engineBin(),
     modelPath: more.modelPath ?? testModel("demo"),
     ...more,
   });
-  const runDir = mkdtempSync(join(tmpdir(), "orchd-engine-"));
+  const runDir = options.runDir ?? mkdtempSync(join(tmpdir(), "orchd-engine-"));
+  mkdirSync(runDir, { recursive: true });
   chmodSync(runDir, 0o700);
   const adapter = new LlamaCppAdapter({ clock, entropy, log: silentLog });
   const engine = startPlan(adapter.plan(pool, `${pool.id}-0`, runDir), runDir);
   try {
-    await within(readyMs, "the engine is healthy", healthy(engine));
+    await within(startMsMax, "the engine is there", answering(engine, options.until ?? "healthy"));
   } catch (error) {
     await engine.stop();
     throw new Error(`the engine did not start: ${String(error)}\n${engine.lines.slice(-20).join("\n")}`);
@@ -137,10 +152,10 @@ function startPlan(plan: LaunchPlan, runDir: string): StartedEngine {
   };
 }
 
-async function healthy(engine: StartedEngine): Promise<void> {
+async function answering(engine: StartedEngine, until: StartedWhen): Promise<void> {
   for (;;) {
     const health = await engine.client.health(never).catch(() => "unreachable");
-    if (health === "ok") return;
+    if (health === "ok" || (health === "loading" && until === "listens")) return;
     const ended = engine.exited.then(() => true);
     const pause = new Promise<boolean>((done) => clock.setTimer(10, () => done(false)));
     if (await Promise.race([ended, pause])) throw new Error("the engine ended");

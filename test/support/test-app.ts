@@ -1,10 +1,13 @@
 /**
- * The whole HTTP application over fake services, on a real socket: what the contract and middleware tests talk
- * to. Routes are mounted with the schemas of src/api/schema as the real plugins of src/api do; their answers are
- * canned. Whoever calls `startTestApp` calls its `stop`.
+ * The HTTP application without its services: the real router, middleware and schemas. Either with canned
+ * answers, on a real socket, for the tests of the middleware; or with the plugins of src/api that nobody may ask
+ * anything, for the tests that compare routes with the contracts. Whoever calls `startTestApp` calls its `stop`.
  */
 import { type AnyElysia, Elysia } from "elysia";
 import { apiVersion } from "../../src/api/api-version.ts";
+import { capabilitiesRoutes } from "../../src/api/capabilities.ts";
+import { observabilityRoutes } from "../../src/api/observability.ts";
+import { poolsRoutes } from "../../src/api/pools.ts";
 import { RequestContexts } from "../../src/api/request-context.ts";
 import { Capabilities } from "../../src/api/schema/capabilities.ts";
 import { ErrorEnvelope } from "../../src/api/schema/errors.ts";
@@ -23,6 +26,7 @@ import {
   TaskView,
   type TaskViewBody,
 } from "../../src/api/schema/tasks.ts";
+import { tasksRoutes } from "../../src/api/tasks.ts";
 import { type Listening, listen } from "../../src/app/listen.ts";
 import type { AuthDeps, VerifiedKey } from "../../src/app/middleware/auth.ts";
 import { createRouter } from "../../src/app/router.ts";
@@ -99,6 +103,8 @@ export interface TestAppOptions {
   readonly auth?: Partial<AuthDeps>;
   readonly maxBodyBytes?: number;
   readonly plugins?: readonly AnyElysia[];
+  /** The plugins of src/api instead of the canned ones, over services that do not exist: to look, not to ask. */
+  readonly shellsOnly?: boolean;
 }
 
 export interface TestApp {
@@ -124,7 +130,7 @@ export function buildApp(options: TestAppOptions = {}): TestApp {
       ...options.auth,
     },
     maxBodyBytes: options.maxBodyBytes ?? 64 * 1024,
-    plugins: [...contractPlugins(), ...(options.plugins ?? [])],
+    plugins: [...(options.shellsOnly ? shellPlugins() : contractPlugins()), ...(options.plugins ?? [])],
   });
   return { app, contexts, log, clock };
 }
@@ -210,7 +216,25 @@ const errors = {
   500: ErrorEnvelope,
 };
 
-/** Every route of the contract, as src/api mounts them. */
+/** The real plugins: their routes and schemas are there, the first request would fail. */
+function shellPlugins(): AnyElysia[] {
+  const nothing = {} as never;
+  return [
+    tasksRoutes({
+      admission: nothing,
+      dispatcher: nothing,
+      registry: nothing,
+      streams: nothing,
+      contexts: nothing,
+      clock: nothing,
+    }),
+    poolsRoutes({ pools: nothing }),
+    capabilitiesRoutes({ capabilities: nothing }),
+    observabilityRoutes({ readiness: nothing, metrics: nothing }),
+  ];
+}
+
+/** Every route of the contract with canned answers. */
 function contractPlugins(): AnyElysia[] {
   const tasks = new Elysia()
     .post(

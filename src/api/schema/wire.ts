@@ -2,11 +2,12 @@
  * Building blocks of the wire models: strict objects, closed string sets, nullable values, identifiers.
  * The other files of this folder are made of these; nothing else imports them.
  *
- * Always: plain TypeBox types without $id or own kinds, so that Elysia compiles them natively and the JSON
- * they print is the JSON Schema of the contract. A closed set is a union of literals and not Elysia's
+ * Always: plain TypeBox types without $id (and one kind of our own, QueryInteger), so that Elysia compiles them
+ * natively and the JSON they print is the JSON Schema of the contract. A closed set is a union of literals and not Elysia's
  * `UnionEnum`: that one carries a default which Elysia would write into bodies behind the client's back.
  */
 import {
+  Kind,
   type StringOptions,
   type TObject,
   type TProperties,
@@ -14,6 +15,7 @@ import {
   type TUnion,
   type TUnsafe,
   Type,
+  TypeRegistry,
 } from "@sinclair/typebox";
 import { poolIdPattern, uuidPattern } from "../../domain/ids.ts";
 import { limits } from "../../domain/limits.ts";
@@ -55,11 +57,25 @@ export const epochMs = (description: string) =>
 export const probability = () => Type.Number({ minimum: 0, maximum: 1 });
 
 /**
- * An integer in a query string. Elysia turns text into numbers for `Number` only, not for `Integer`; printed as
- * JSON Schema, a number that is a multiple of 1 is an integer.
+ * An integer in a query string: its text is checked, bounds included, and handlers get the number.
+ *
+ * A kind of its own, because Elysia's number types refuse out-of-bounds text while decoding, and what a decoder
+ * throws Elysia tells by the name of its class: minified, the refusal is swallowed and the text goes through.
+ * This decoder never throws. Printed as JSON Schema it is an integer.
  */
 export const queryInteger = (minimum: number, maximum: number, description: string) =>
-  Type.Number({ minimum, maximum, multipleOf: 1, description });
+  Type.Transform(
+    Type.Unsafe<number>({ [Kind]: queryIntegerKind, type: "integer", minimum, maximum, description }),
+  )
+    // Typed as the number that handlers get; before this line it is text.
+    .Decode((text) => Number(text))
+    .Encode((number) => number);
+
+const queryIntegerKind = "QueryInteger";
+TypeRegistry.Set<{ minimum: number; maximum: number }>(queryIntegerKind, ({ minimum, maximum }, text) => {
+  if (typeof text !== "string" || !/^\d{1,16}$/.test(text)) return false;
+  return Number(text) >= minimum && Number(text) <= maximum;
+});
 
 /** Small string labels that travel with a task: names are limited so that they are safe in logs and URLs. */
 export const metadata = (description: string) =>

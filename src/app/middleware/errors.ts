@@ -71,33 +71,23 @@ function asOrchestratorError(error: unknown, context: ErrorContext): Orchestrato
       cause: error.cause,
     });
   }
-  if (error instanceof ValidationError) return error.type === "response" ? null : invalidParams(error, context.request);
+  if (error instanceof ValidationError) return error.type === "response" ? null : invalidParams(error);
   return isOrchestratorError(error) && error.code !== "INTERNAL" ? error : null;
 }
 
-function invalidParams(error: ValidationError, request: Request): OrchestratorError {
+function invalidParams(error: ValidationError): OrchestratorError {
   // Typed loosely by Elysia; absent when another schema library refused, of which there is none.
-  const refusal = error.valueError as { path?: string; type?: number; schema?: unknown; value?: unknown } | undefined;
-  // "property" is what Elysia's own number type says of a number in a query that is out of bounds: no name.
-  const unnamed = error.type === "property";
+  const refusal = error.valueError as
+    | { path?: string; type?: number; schema?: unknown; value?: unknown }
+    | undefined;
   const { message, details } = explain({
-    in: unnamed ? "query" : error.type,
-    path: unnamed ? queryPath(request, refusal?.value) : (refusal?.path ?? ""),
+    in: error.type,
+    path: refusal?.path ?? "",
     kind: refusal?.type ?? -1,
     schema: refusal?.schema ?? {},
     value: refusal?.value,
   });
   return new OrchestratorError("INVALID_PARAMS", message, { details });
-}
-
-/** The pointer of the query parameter that is this number. */
-function queryPath(request: Request, value: unknown): string {
-  const query = request.url.indexOf("?");
-  if (query === -1) return "";
-  for (const [name, text] of new URLSearchParams(request.url.slice(query + 1))) {
-    if (Number(text) === value) return `/${name}`;
-  }
-  return "";
 }
 
 function notFound(context: ErrorContext): OrchestratorError {

@@ -19,7 +19,6 @@ interface Schema {
   readonly maxLength?: number;
   readonly minimum?: number;
   readonly maximum?: number;
-  readonly multipleOf?: number;
   readonly minItems?: number;
   readonly maxItems?: number;
   readonly maxProperties?: number;
@@ -49,8 +48,8 @@ const nameCharsMax = 64;
 
 export function explain(refusal: SchemaRefusal): Explanation {
   const schema = refusal.schema as Schema;
-  const names = refusal.path.split("/").slice(1).map(unescapePointer);
-  const field = cut(names.join("."), nameCharsMax * 4);
+  const names = refusal.path.split("/").slice(1).map(nameOf);
+  const field = names.join(".");
   const where = { in: refusal.in, ...(field === "" ? {} : { field }) };
   if (refusal.kind === additionalProperty) return explainUnknown(refusal.in, names, schema, where);
 
@@ -94,7 +93,7 @@ function explainUnknown(
   const what = place === "query" ? "query parameter" : "field";
   const hint = nearest === null ? ` Known here: ${known.join(", ")}.` : didYouMean(nearest);
   return {
-    message: `There is no ${what} "${cut(names.join("."), nameCharsMax)}".${hint}`,
+    message: `There is no ${what} "${names.join(".")}".${hint}`,
     details: { ...where, expected: "nothing", ...(nearest === null ? { known } : { nearest }) },
   };
 }
@@ -119,16 +118,13 @@ function subjectOf(place: string, field: string): string {
 function expectation(schema: Schema): string {
   const closed = literals(schema);
   if (closed.length > 0) return closed.length === 1 ? `"${closed[0]}"` : `one of ${closed.join(", ")}`;
-  // What Elysia makes of a number in a query: text that is a number, or a number.
-  const number = schema.anyOf?.find((member) => member.type === "number" || member.type === "integer");
-  if (number !== undefined) return expectation(number);
   switch (schema.type) {
     case "string":
       return expectedText(schema);
     case "integer":
       return `an integer${range(schema.minimum, schema.maximum, "")}`;
     case "number":
-      return `${schema.multipleOf === 1 ? "an integer" : "a number"}${range(schema.minimum, schema.maximum, "")}`;
+      return `a number${range(schema.minimum, schema.maximum, "")}`;
     case "boolean":
       return "true or false";
     case "array":
@@ -167,6 +163,8 @@ function nearestName(given: unknown, known: readonly string[]): string | null {
   return distance(given, nearest) <= Math.max(1, Math.ceil(given.length / 3)) ? nearest : null;
 }
 
-const unescapePointer = (part: string): string => part.replaceAll("~1", "/").replaceAll("~0", "~");
-const cut = (text: string, charsMax: number): string =>
-  text.length <= charsMax ? text : `${text.slice(0, charsMax)}…`;
+/** One step of a JSON pointer as a name; of a long one only the start. */
+function nameOf(step: string): string {
+  const name = step.replaceAll("~1", "/").replaceAll("~0", "~");
+  return name.length <= nameCharsMax ? name : `${name.slice(0, nameCharsMax)}…`;
+}

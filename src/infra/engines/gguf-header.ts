@@ -76,27 +76,55 @@ class Cursor {
   }
 
   take(length: number): Buffer {
-    const start = this.at;
-    this.skip(length);
-    const inWindow = start - this.#windowStart;
-    if (inWindow + length > this.#window.length) {
-      this.#window = this.#source.read(start, Math.max(length, bounds.windowBytes));
-      this.#windowStart = start;
-      if (this.#window.length < length) throw invalid("its header is cut short");
-      return this.#window.subarray(0, length);
-    }
-    return this.#window.subarray(inWindow, inWindow + length);
+    const start = this.#advance(length);
+    return this.#window.subarray(start, start + length);
   }
 
   u32(): number {
-    return this.take(4).readUInt32LE(0);
+    const start = this.#advance(4);
+    return this.#window.readUInt32LE(start);
   }
 
   /** A count or a length: larger than what is bounded here means nonsense. */
   u64(max: number, what: string): number {
-    const value = this.take(8).readBigUInt64LE(0);
-    if (value > BigInt(max)) throw invalid(`${what} of ${value} is out of bounds`);
-    return Number(value);
+    const start = this.#advance(8);
+    // Not as a bigint: a vocabulary has hundreds of thousands of them.
+    const value = this.#window.readUInt32LE(start) + this.#window.readUInt32LE(start + 4) * 2 ** 32;
+    if (value > max) throw invalid(`${what} of ${value} is out of bounds`);
+    return value;
+  }
+
+  /** Past an array of strings: a vocabulary, hundreds of thousands of them, hence the loop without calls. */
+  skipStrings(items: number): void {
+    let window = this.#window;
+    let inWindow = this.at - this.#windowStart;
+    for (let i = 0; i < items; i++) {
+      if (inWindow < 0 || inWindow + 8 > window.length) {
+        this.at = this.#windowStart + inWindow;
+        inWindow = this.#advance(8);
+        window = this.#window;
+      }
+      const high = (window[inWindow + 7] ?? 0) | (window[inWindow + 6] ?? 0) | (window[inWindow + 5] ?? 0);
+      const low =
+        (window[inWindow] ?? 0) | ((window[inWindow + 1] ?? 0) << 8) | ((window[inWindow + 2] ?? 0) << 16);
+      const length = low + ((window[inWindow + 3] ?? 0) + (window[inWindow + 4] ?? 0) * 256) * 2 ** 24;
+      if (high !== 0 || length > bounds.stringBytesMax) throw invalid("a string length is out of bounds");
+      inWindow += 8 + length;
+    }
+    this.at = this.#windowStart + inWindow;
+    this.skip(0);
+  }
+
+  /** Moves on by `length` bytes that are then in the window; returns where they begin in it. */
+  #advance(length: number): number {
+    const start = this.at;
+    this.skip(length);
+    if (start + length > this.#windowStart + this.#window.length) {
+      this.#window = this.#source.read(start, Math.max(length, bounds.windowBytes));
+      this.#windowStart = start;
+      if (this.#window.length < length) throw invalid("its header is cut short");
+    }
+    return start - this.#windowStart;
   }
 
   string(max: number, what: string): string {
@@ -113,7 +141,7 @@ function skipArray(cursor: Cursor): void {
   const items = cursor.u64(bounds.arrayItemsMax, "an array length");
   const bytes = scalarBytes[itemType];
   if (typeof bytes === "number") cursor.skip(items * bytes);
-  else if (itemType === STRING) for (let i = 0; i < items; i++) cursor.skipString();
+  else if (itemType === STRING) cursor.skipStrings(items);
   else throw invalid(`an array of value type ${itemType}`);
 }
 

@@ -67,12 +67,13 @@ export class HttpExchange {
       error: (_: Socket, error: Error) => this.#closed(error),
       connectError: (_: Socket, error: Error) => this.#closed(error),
     };
-    const connecting =
+    // async, so that a path which Bun refuses at once fails as any other.
+    const connect = async () =>
       "unix" in endpoint
         ? Bun.connect({ unix: endpoint.unix, socket })
         : Bun.connect({ hostname: endpoint.host, port: endpoint.port, socket });
     // The promise only repeats what the callbacks tell.
-    connecting.catch((error: unknown) => this.#closed(error));
+    connect().catch((error: unknown) => this.#closed(error));
   }
 
   #opened(socket: Socket): void {

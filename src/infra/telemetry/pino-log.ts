@@ -90,7 +90,7 @@ function describe(cause: unknown, causesLeft: number): Record<string, unknown> {
 const isoTime = (clock: Clock): string => new Date(clock.nowMs()).toISOString();
 
 function stdout(clock: Clock): StdoutLines {
-  const lines = new StdoutLines({
+  return new StdoutLines({
     clock,
     droppedLine: (count) =>
       `${JSON.stringify({
@@ -101,6 +101,4 @@ function stdout(clock: Clock): StdoutLines {
         human: "The reader of the log stalled; lines that did not fit in memory are missing.",
       })}\n`,
   });
-  process.on("exit", () => lines.close());
-  return lines;
 }

@@ -10,7 +10,7 @@
  * Why not pino's own destination: its synchronous one writes to fd 1 as it is, and on a full pipe that call
  * does not return before somebody reads (measured: 4.9 s for a reader that slept 5 s).
  */
-import { closeSync, constants, fstatSync, openSync, writeSync } from "node:fs";
+import { constants, fstatSync, openSync, writeSync } from "node:fs";
 import type { Clock, Timer } from "../../ports/clock.ts";
 
 export interface StdoutLinesOptions {
@@ -31,7 +31,6 @@ const exitStepMs = 10;
 export class StdoutLines {
   private readonly clock: Clock;
   private readonly fd: number;
-  private readonly ownsFd: boolean;
   private readonly pendingBytesMax: number;
   private readonly droppedLine: (count: number) => string;
   private readonly writeBytes: (fd: number, bytes: Uint8Array) => number;
@@ -44,9 +43,7 @@ export class StdoutLines {
   constructor(options: StdoutLinesOptions) {
     this.clock = options.clock;
     const fd = options.fd ?? 1;
-    const own = options.write === undefined ? openNonBlocking(fd) : null;
-    this.fd = own ?? fd;
-    this.ownsFd = own !== null;
+    this.fd = (options.write === undefined ? openNonBlocking(fd) : null) ?? fd;
     this.pendingBytesMax = options.pendingBytesMax ?? 4 * 1024 * 1024;
     this.droppedLine = options.droppedLine;
     this.writeBytes = options.write ?? ((to, bytes) => writeSync(to, bytes));
@@ -66,24 +63,32 @@ export class StdoutLines {
     if (this.retry === null) this.drain();
   }
 
-  /** At process.exit: gives a slow reader a moment, for no timer will run any more. */
-  close(): void {
-    this.retry?.cancel();
-    this.retry = null;
+  /** For process.exit: gives a slow reader a moment, for no timer will run any more. */
+  readonly flush = (): void => {
     const patience = new Int32Array(new SharedArrayBuffer(4));
-    for (let waited = 0; this.send() === "later" && waited < exitPatienceMs; waited += exitStepMs)
-      Atomics.wait(patience, 0, 0, exitStepMs);
-    this.gone = true;
-    if (this.ownsFd) closeSync(this.fd);
-  }
+    for (let waitedMs = 0; this.send() === "later"; waitedMs += exitStepMs) {
+      if (waitedMs >= exitPatienceMs) this.abandon();
+      else Atomics.wait(patience, 0, 0, exitStepMs);
+    }
+    this.settle();
+  };
 
   private drain(): void {
-    if (this.send() === "later") {
-      this.retry = this.clock.setTimer(retryMs, () => {
-        this.retry = null;
-        this.drain();
-      });
+    if (this.send() === "done") {
+      this.settle();
       return;
+    }
+    // Only a stall needs the exit listener: everything else is out already.
+    if (this.retry === null) process.once("exit", this.flush);
+    this.retry = this.clock.setTimer(retryMs, () => this.drain());
+  }
+
+  /** Nothing waits any more: says what the stall cost. */
+  private settle(): void {
+    if (this.retry !== null) {
+      this.retry.cancel();
+      this.retry = null;
+      process.off("exit", this.flush);
     }
     if (this.dropped === 0 || this.gone) return;
     const count = this.dropped;
@@ -101,9 +106,9 @@ export class StdoutLines {
         written = this.writeBytes(this.fd, first);
       } catch (error) {
         const code = (error as NodeJS.ErrnoException).code;
-        if (code === "EPIPE" || code === "EBADF") this.abandon();
         // Full pipe, full disk, interrupted call: all pass.
-        else return "later";
+        if (code !== "EPIPE" && code !== "EBADF") return "later";
+        this.abandon();
         break;
       }
       this.pendingBytes -= written;

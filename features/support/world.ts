@@ -1,0 +1,222 @@
+/**
+ * What one scenario knows: the daemon it describes and runs, the people who ask, and what they were answered.
+ * The steps in ../steps speak HTTP through it; every exchange is held to the contracts on the way.
+ *
+ * Always: a scenario has a daemon of its own, started at its first request; `close` ends every stream and it.
+ */
+import { expect } from "bun:test";
+import {
+  keys,
+  type LoggingDaemon,
+  type RunningDaemon,
+  type Setting,
+  startDaemon,
+  startLoggingDaemon,
+} from "../../test/support/running-daemon.ts";
+import { SseClient, type SseEvent } from "../../test/support/sse-client.ts";
+import { waitFor } from "../../test/support/wait.ts";
+import { checkEvents, checkExchange } from "./contract-check.ts";
+
+export const people = ["alice", "bob", "the operator", "a stranger", "an impostor"] as const;
+export type Person = (typeof people)[number];
+
+const keyOf: Readonly<Record<Person, string | null>> = {
+  alice: keys.alice,
+  bob: keys.bob,
+  "the operator": keys.operator,
+  "a stranger": null,
+  "an impostor": "impostor-test-key-000000",
+};
+
+export interface Answer {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly text: string;
+  readonly json: Readonly<Record<string, unknown>>;
+}
+
+export interface Ask {
+  readonly method?: string;
+  readonly body?: string;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+type MutableSettings = { [name: string]: Setting };
+
+export class World {
+  /** The configuration under construction. */
+  readonly settings: MutableSettings = {};
+  readonly pools: MutableSettings[] = [];
+  logged = false;
+  /** Task ids and bodies by the names that the scenario gives them. */
+  readonly tasks = new Map<string, { readonly id: string; readonly body: string }>();
+  readonly streams = new Map<string, SseClient>();
+  closing: Promise<void> | null = null;
+  #answer: Answer | null = null;
+  #daemon: Promise<RunningDaemon> | null = null;
+  #logging: LoggingDaemon | null = null;
+  /** Headers that the next request carries besides its own. */
+  nextHeaders: Record<string, string> = {};
+
+  // ---- the daemon ----
+
+  /** The pool that the scenario speaks of. */
+  pool(): MutableSettings {
+    const pool = this.pools.at(-1);
+    if (pool === undefined) throw new Error("name a pool first");
+    return pool;
+  }
+
+  mock(): MutableSettings {
+    return this.pool().mock as MutableSettings;
+  }
+
+  addPool(id: string, slots: number): void {
+    const mock: MutableSettings = { token_ms: 0, prefill_ms_per_token: 0, load_ms: 0, faults: [] };
+    this.pools.push({ id, engine: "mock", model: `mock:${id}`, slots, mock });
+  }
+
+  /** `streaming.heartbeat_ms` and its like. */
+  set(path: string, value: Setting): void {
+    const [section = "", name = ""] = path.split(".");
+    this.settings[section] = { ...((this.settings[section] as MutableSettings | undefined) ?? {}), [name]: value };
+  }
+
+  daemon(): Promise<RunningDaemon> {
+    const settings = { ...this.settings, pools: this.pools };
+    this.#daemon ??= this.logged
+      ? startLoggingDaemon(settings).then((daemon) => {
+          this.#logging = daemon;
+          return daemon;
+        })
+      : startDaemon(settings);
+    return this.#daemon;
+  }
+
+  log(): LoggingDaemon {
+    if (this.#logging === null) throw new Error("the scenario does not keep the log, or the daemon does not run");
+    return this.#logging;
+  }
+
+  async shutDown(): Promise<void> {
+    const daemon = await this.daemon();
+    this.closing = daemon.close();
+  }
+
+  async close(): Promise<void> {
+    for (const stream of this.streams.values()) await stream.close();
+    await (await this.#daemon?.catch(() => null))?.close();
+  }
+
+  // ---- requests ----
+
+  /** Sends it and remembers the answer; streams are `open`ed. */
+  async ask(who: Person, path: string, ask: Ask = {}): Promise<Answer> {
+    const { response, sentCorrelationId } = await this.#send(who, path, ask);
+    const text = await response.text();
+    const json = (response.headers.get("content-type") ?? "").startsWith("application/json") ? JSON.parse(text) : null;
+    checkExchange({ method: ask.method ?? "GET", path, response, json, sentCorrelationId });
+    this.#answer = { status: response.status, headers: response.headers, text, json: json ?? {} };
+    return this.#answer;
+  }
+
+  /** A stream under a name; an answer that is none is remembered as `ask` does. */
+  async open(who: Person, viewer: string, path: string, ask: Ask = {}): Promise<SseClient | null> {
+    const { response, sentCorrelationId } = await this.#send(who, path, ask);
+    const json = response.ok ? null : await response.json();
+    checkExchange({ method: ask.method ?? "GET", path, response, json, sentCorrelationId });
+    this.#answer = {
+      status: response.status,
+      headers: response.headers,
+      text: "",
+      json: (json ?? {}) as Answer["json"],
+    };
+    if (!response.ok) return null;
+    const stream = new SseClient(response);
+    this.streams.set(viewer, stream);
+    return stream;
+  }
+
+  /** A look that leaves the answer of the scenario as it is. */
+  async look(who: Person, path: string): Promise<Answer> {
+    const before = this.#answer;
+    const seen = await this.ask(who, path);
+    this.#answer = before;
+    return seen;
+  }
+
+  async #send(
+    who: Person,
+    path: string,
+    ask: Ask,
+  ): Promise<{ response: Response; sentCorrelationId: string | null }> {
+    const { url } = await this.daemon();
+    const key = keyOf[who];
+    const headers: Record<string, string> = {
+      ...(key === null ? {} : { "x-api-key": key }),
+      ...(ask.body === undefined ? {} : { "content-type": "application/json" }),
+      ...ask.headers,
+      ...this.nextHeaders,
+    };
+    this.nextHeaders = {};
+    const response = await fetch(url + path, {
+      method: ask.method ?? "GET",
+      headers,
+      ...(ask.body === undefined ? {} : { body: ask.body }),
+    });
+    return { response, sentCorrelationId: headers["x-correlation-id"] ?? null };
+  }
+
+  // ---- what the scenario speaks of ----
+
+  get answer(): Answer {
+    if (this.#answer === null) throw new Error("nobody asked anything yet");
+    return this.#answer;
+  }
+
+  task(name: string): string {
+    const task = this.tasks.get(name);
+    if (task === undefined) throw new Error(`no task is called "${name}"`);
+    return task.id;
+  }
+
+  stream(viewer: string): SseClient {
+    const stream = this.streams.get(viewer);
+    if (stream === undefined) throw new Error(`no stream is called "${viewer}"`);
+    return stream;
+  }
+
+  /** The task as its owner or the operator sees it now. */
+  async view(name: string): Promise<Answer["json"]> {
+    const { json } = await this.look("the operator", `/v1/tasks/${this.task(name)}`);
+    return json;
+  }
+
+  async untilTask(name: string, state: string): Promise<void> {
+    await waitFor(async () => (await this.view(name)).state === state, 8_000, `"${name}" is ${state}`);
+  }
+
+  /** The whole stream, held to the order that every stream has. `after`: it began behind that id. */
+  async whole(viewer: string, after = -1): Promise<readonly SseEvent[]> {
+    const events = await this.stream(viewer).all();
+    checkEvents(events);
+    checkOrder(events, after);
+    return events;
+  }
+}
+
+/** started → token* with metrics* after the first token → end | error; ids and i without gaps. */
+function checkOrder(events: readonly SseEvent[], after: number): void {
+  expect(events.map(({ id }) => id)).toEqual(events.map((_, at) => after + 1 + at));
+  const types = events.map(({ type }) => type).join(" ");
+  expect(types).toMatch(
+    after < 0 ? /^(?:started (?:token (?:(?:token|metrics) )*)?)?(?:end|error)$/ : /^(?:(?:token|metrics) )*(?:end|error)$/,
+  );
+  const tokens = events.filter(({ type }) => type === "token").map(({ data }) => Number(data.i));
+  const first = tokens[0] ?? 0;
+  expect(tokens).toEqual(tokens.map((_, at) => first + at));
+  if (after < 0) expect(first).toBe(0);
+}
+
+export const tokensOf = (events: readonly SseEvent[]): string[] =>
+  events.filter(({ type }) => type === "token").map(({ data }) => String(data.t));

@@ -1,0 +1,224 @@
+/**
+ * Generation through orchestratord against the engine alone, in interleaved pairs in one run: throughput ratio,
+ * added time to first token, CPU per token of the daemon. The order within a pair alternates.
+ */
+import { Connection, type Target, type Timing } from "./http-client.ts";
+import { cpuUs, type Daemon, type Running, startDaemon, startEngine, untilReady } from "./processes.ts";
+import { median, medianInterval, quantile } from "./statistics.ts";
+
+export interface GenerationOptions {
+  readonly binary: string;
+  readonly engineBin: string;
+  readonly model: string;
+  readonly pairs: number;
+  readonly tokens: number;
+  readonly firstTokenRequests: number;
+}
+
+export interface ThroughputFigures {
+  readonly streams: number;
+  readonly pairs: number;
+  readonly directTokensPerSecond: number;
+  readonly daemonTokensPerSecond: number;
+  readonly ratio: number;
+  readonly ratioLow: number;
+  readonly ratioHigh: number;
+  readonly daemonCpuUsPerToken: number;
+}
+
+export interface FirstTokenFigures {
+  readonly requests: number;
+  readonly directP50Ms: number;
+  readonly directP99Ms: number;
+  readonly daemonP50Ms: number;
+  readonly daemonP99Ms: number;
+  readonly addedP50Ms: number;
+  readonly addedP99Ms: number;
+}
+
+const slots = 16;
+const ctx = 1024;
+const words = "The harbour lay quiet while the first boats came home and somebody lit the lamp".split(" ");
+/** Every request has its own prompt, the same on both sides: no side profits from the other's cache. */
+const promptOf = (n: number): string =>
+  Array.from({ length: 12 }, (_, i) => words[(n * 7 + i * (1 + (n % 5))) % words.length]).join(" ");
+
+interface Side {
+  readonly target: Target;
+  readonly body: (n: number, tokens: number) => string;
+}
+
+function directSide(engine: Running): Side {
+  return {
+    target: {
+      host: engine.host,
+      port: engine.port,
+      path: "/completion",
+      headers: {},
+      firstToken: '"content":"',
+      lastEvent: '"stop":true',
+      keepAlive: false,
+    },
+    body: (n, tokens) =>
+      JSON.stringify({
+        prompt: promptOf(n),
+        n_predict: tokens,
+        temperature: 0,
+        seed: 1,
+        stream: true,
+        cache_prompt: true,
+      }),
+  };
+}
+
+function daemonSide(daemon: Daemon): Side {
+  return {
+    target: {
+      host: daemon.host,
+      port: daemon.port,
+      path: "/v1/tasks",
+      headers: { "X-API-Key": daemon.key, Accept: "text/event-stream" },
+      firstToken: "event: token",
+      lastEvent: "event: end",
+      keepAlive: true,
+    },
+    body: (n, tokens) =>
+      JSON.stringify({ prompt: promptOf(n), max_tokens: tokens, seed: 1, sampling: { temperature: 0 } }),
+  };
+}
+
+/** Connections are open before the clock starts, on both sides. */
+async function connections(side: Side, count: number, kept: Connection[]): Promise<Connection[]> {
+  if (!side.target.keepAlive)
+    return await Promise.all(Array.from({ length: count }, () => Connection.open(side.target)));
+  while (kept.length < count) kept.push(await Connection.open(side.target));
+  return kept.slice(0, count);
+}
+
+export async function measureGeneration(
+  options: GenerationOptions,
+  note: (line: string) => void,
+): Promise<{ throughput: ThroughputFigures[]; firstToken: FirstTokenFigures }> {
+  const engine = await startEngine(options.engineBin, options.model, slots, ctx);
+  const daemon = await startDaemon(options.binary, {
+    limits: { rate: { per_second: 1_000_000, burst: 1_000_000 } },
+    engines: { llamacpp: { bin: options.engineBin } },
+    pools: [
+      {
+        id: "bench",
+        engine: "llamacpp",
+        model: `file:${options.model}`,
+        slots,
+        ctx,
+        preload: true,
+        args: ["-t", "1"],
+      },
+    ],
+  });
+  try {
+    await untilReady(daemon);
+    const direct = directSide(engine);
+    const through = daemonSide(daemon);
+    const kept: Connection[] = [];
+    const throughput: ThroughputFigures[] = [];
+    for (const streams of [1, 4, 16])
+      throughput.push(await measureThroughput(options, streams, direct, through, kept, daemon.pid, note));
+    const firstToken = await measureFirstToken(options, direct, through, kept);
+    for (const connection of kept) connection.close();
+    return { throughput, firstToken };
+  } finally {
+    await daemon.stop();
+    await engine.stop();
+  }
+}
+
+async function round(
+  side: Side,
+  streams: number,
+  tokens: number,
+  n: number,
+  kept: Connection[],
+): Promise<{ ms: number; timings: Timing[] }> {
+  const open = await connections(side, streams, kept);
+  const startedMs = performance.now();
+  const timings = await Promise.all(
+    open.map((connection, i) => connection.stream(side.target, side.body(n * 16 + i, tokens))),
+  );
+  const ms = performance.now() - startedMs;
+  if (!side.target.keepAlive) for (const connection of open) connection.close();
+  return { ms, timings };
+}
+
+async function measureThroughput(
+  options: GenerationOptions,
+  streams: number,
+  direct: Side,
+  through: Side,
+  kept: Connection[],
+  daemonPid: number,
+  note: (line: string) => void,
+): Promise<ThroughputFigures> {
+  const { pairs, tokens } = options;
+  const ratios: number[] = [];
+  const rates = { direct: [] as number[], daemon: [] as number[] };
+  const cpuPerToken: number[] = [];
+  // The first pair warms both sides up and is not counted.
+  for (let pair = -1; pair < pairs; pair++) {
+    const n = streams * 1000 + pair + 1;
+    const seconds = { direct: 0, daemon: 0 };
+    const order = pair % 2 === 0 ? (["direct", "daemon"] as const) : (["daemon", "direct"] as const);
+    for (const which of order) {
+      const before = cpuUs(daemonPid);
+      const { ms } = await round(which === "direct" ? direct : through, streams, tokens, n, kept);
+      seconds[which] = ms / 1000;
+      if (which === "daemon" && pair >= 0) cpuPerToken.push((cpuUs(daemonPid) - before) / (streams * tokens));
+    }
+    if (pair < 0) continue;
+    ratios.push(seconds.direct / seconds.daemon);
+    rates.direct.push((streams * tokens) / seconds.direct);
+    rates.daemon.push((streams * tokens) / seconds.daemon);
+  }
+  const { low, high } = medianInterval(ratios);
+  note(`${streams} streams: ${pairs} pairs done`);
+  return {
+    streams,
+    pairs,
+    directTokensPerSecond: median(rates.direct),
+    daemonTokensPerSecond: median(rates.daemon),
+    ratio: median(ratios),
+    ratioLow: low,
+    ratioHigh: high,
+    daemonCpuUsPerToken: median(cpuPerToken),
+  };
+}
+
+async function measureFirstToken(
+  options: GenerationOptions,
+  direct: Side,
+  through: Side,
+  kept: Connection[],
+): Promise<FirstTokenFigures> {
+  const times = { direct: [] as number[], daemon: [] as number[] };
+  const tokens = 4;
+  for (let i = -5; i < options.firstTokenRequests; i++) {
+    const n = 90_000 + i;
+    const order = i % 2 === 0 ? (["direct", "daemon"] as const) : (["daemon", "direct"] as const);
+    for (const which of order) {
+      const { timings } = await round(which === "direct" ? direct : through, 1, tokens, n, kept);
+      const first = timings[0];
+      if (i >= 0 && first !== undefined) times[which].push(first.firstTokenMs);
+    }
+  }
+  const figures = {
+    directP50Ms: median(times.direct),
+    directP99Ms: quantile(times.direct, 0.99),
+    daemonP50Ms: median(times.daemon),
+    daemonP99Ms: quantile(times.daemon, 0.99),
+  };
+  return {
+    requests: times.daemon.length,
+    ...figures,
+    addedP50Ms: figures.daemonP50Ms - figures.directP50Ms,
+    addedP99Ms: figures.daemonP99Ms - figures.directP99Ms,
+  };
+}

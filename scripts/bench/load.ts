@@ -1,0 +1,123 @@
+/**
+ * What the daemon alone costs: tasks accepted per second on the mock engine, RSS when idle, RSS with many idle
+ * viewers. The client is a process of its own, so that the daemon's figures are the daemon's.
+ */
+import { Connection, type Target } from "./http-client.ts";
+import { type Daemon, rssBytes, startDaemon, untilReady } from "./processes.ts";
+import { median } from "./statistics.ts";
+
+export interface LoadOptions {
+  readonly binary: string;
+  readonly engineBin: string;
+  readonly model: string;
+  readonly rounds: number;
+  readonly tasks: number;
+  readonly clients: number;
+  readonly viewers: number;
+}
+
+export interface LoadFigures {
+  readonly acceptedPerSecond: number;
+  readonly acceptedPerSecondMin: number;
+  readonly clients: number;
+  readonly rssIdleBytes: number;
+  readonly viewers: number;
+  readonly rssViewersBytes: number;
+  readonly rssAddedByViewersBytes: number;
+}
+
+const generous = { rate: { per_second: 1_000_000, burst: 1_000_000 }, streams_per_key: 20_000 };
+const mockPool = { id: "mock", engine: "mock", model: "mock:words", slots: 64, preload: true };
+
+export async function measureLoad(options: LoadOptions): Promise<LoadFigures> {
+  const accepted = await measureAccepted(options);
+  const memory = await measureMemory(options);
+  return { ...accepted, ...memory };
+}
+
+const targetOf = (daemon: Daemon, path: string, accept: string): Target => ({
+  host: daemon.host,
+  port: daemon.port,
+  path,
+  headers: { "X-API-Key": daemon.key, Accept: accept },
+  firstToken: "event: token",
+  lastEvent: "event: end",
+  keepAlive: true,
+});
+
+async function measureAccepted({ binary, rounds, tasks, clients }: LoadOptions) {
+  const daemon = await startDaemon(binary, {
+    limits: generous,
+    pools: [{ ...mockPool, queue: { capacity: 1_000_000 }, mock: { token_ms: 0, prefill_ms_per_token: 0 } }],
+  });
+  try {
+    await untilReady(daemon);
+    const target = targetOf(daemon, "/v1/tasks", "application/json");
+    const open = await Promise.all(Array.from({ length: clients }, () => Connection.open(target)));
+    const rates: number[] = [];
+    for (let round = -1; round < rounds; round++) {
+      let left = tasks;
+      const startedMs = performance.now();
+      await Promise.all(
+        open.map(async (connection) => {
+          while (left-- > 0) {
+            const status = await connection.post(target, '{"prompt":"hello there","max_tokens":4}');
+            if (status !== 202) throw new Error(`a task was answered with ${status}`);
+          }
+        }),
+      );
+      if (round >= 0) rates.push((tasks * 1000) / (performance.now() - startedMs));
+    }
+    for (const connection of open) connection.close();
+    return { acceptedPerSecond: median(rates), acceptedPerSecondMin: Math.min(...rates), clients };
+  } finally {
+    await daemon.stop();
+  }
+}
+
+async function measureMemory({ binary, engineBin, model, viewers }: LoadOptions) {
+  const stalled = { token_ms: 0, prefill_ms_per_token: 0, faults: [{ kind: "stall" }] };
+  const daemon = await startDaemon(binary, {
+    limits: generous,
+    engines: { llamacpp: { bin: engineBin } },
+    shutdown: { drain_deadline_ms: 100 },
+    pools: [
+      { id: "real", engine: "llamacpp", model: `file:${model}`, slots: 4, ctx: 1024, preload: true },
+      { ...mockPool, mock: stalled, timeouts: { first_token_ms: 600_000 } },
+    ],
+  });
+  try {
+    await untilReady(daemon);
+    const real = targetOf(daemon, "/v1/tasks", "text/event-stream");
+    const one = await Connection.open(real);
+    await one.stream(real, '{"prompt":"The harbour","max_tokens":64,"model_ref":"real"}');
+    one.close();
+    const rssIdleBytes = await settledRss(daemon.pid);
+    const made = await fetch(`http://${daemon.host}:${daemon.port}/v1/tasks`, {
+      method: "POST",
+      headers: { "X-API-Key": daemon.key, "Content-Type": "application/json" },
+      body: '{"prompt":"wait","model_ref":"mock"}',
+    });
+    const { stream_url } = (await made.json()) as { stream_url: string };
+    const watched = targetOf(daemon, stream_url, "text/event-stream");
+    const open = await Promise.all(
+      Array.from({ length: viewers }, async () => {
+        const connection = await Connection.open(watched);
+        const head = await connection.watch(watched);
+        if (!head.startsWith("HTTP/1.1 200")) throw new Error(`no stream: ${head.slice(0, 200)}`);
+        return connection;
+      }),
+    );
+    const rssViewersBytes = await settledRss(daemon.pid);
+    for (const connection of open) connection.close();
+    return { rssIdleBytes, viewers, rssViewersBytes, rssAddedByViewersBytes: rssViewersBytes - rssIdleBytes };
+  } finally {
+    await daemon.stop();
+  }
+}
+
+/** The collector and the allocator give memory back a while after the work: three seconds of quiet. */
+async function settledRss(pid: number): Promise<number> {
+  await Bun.sleep(3_000);
+  return rssBytes(pid);
+}

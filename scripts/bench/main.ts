@@ -1,0 +1,87 @@
+/**
+ * `npm run bench`: orchestratord against the engine alone, in one run. Prints a table and writes
+ * bench-results/bench.json. Absolute times say little on a shared machine; the ratios and differences are the
+ * figures. `--pairs N` (default 15), `--quick` for a smoke run.
+ */
+import { mkdirSync, renameSync, writeFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { Command } from "commander";
+import { measureGeneration } from "./generation.ts";
+import { measureLoad } from "./load.ts";
+
+const root = resolve(import.meta.dir, "../..");
+const program = new Command("bench")
+  .option("--pairs <n>", "interleaved pairs for each number of streams", "15")
+  .option("--tokens <n>", "tokens of each stream", "256")
+  .option("--model <file>", "GGUF file", join(root, ".engine/models/demo.gguf"))
+  .option("--engine-bin <file>", "llama-server", join(root, ".engine/bin/llama-server"))
+  .option("--binary <file>", "orchestratord", join(root, "dist/orchestratord"))
+  .option("--quick", "few repetitions: shows that it runs, its figures mean nothing");
+program.parse();
+const options = program.opts<{
+  pairs: string;
+  tokens: string;
+  model: string;
+  engineBin: string;
+  binary: string;
+  quick?: true;
+}>();
+const quick = options.quick === true;
+
+const say = (line: string): void => void process.stderr.write(`${line}\n`);
+const { throughput, firstToken } = await measureGeneration(
+  {
+    binary: options.binary,
+    engineBin: options.engineBin,
+    model: options.model,
+    pairs: quick ? 2 : Number(options.pairs),
+    tokens: Number(options.tokens),
+    firstTokenRequests: quick ? 20 : 400,
+  },
+  say,
+);
+const load = await measureLoad({
+  binary: options.binary,
+  engineBin: options.engineBin,
+  model: options.model,
+  rounds: quick ? 1 : 5,
+  tasks: quick ? 2_000 : 20_000,
+  clients: 64,
+  viewers: 1_000,
+});
+
+const mib = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+const rows: [string, string][] = [
+  ...throughput.map((t): [string, string] => [
+    `throughput, ${t.streams} stream${t.streams === 1 ? "" : "s"}`,
+    `${t.ratio.toFixed(3)} of direct [${t.ratioLow.toFixed(3)}, ${t.ratioHigh.toFixed(3)}], ${t.pairs} pairs (${t.directTokensPerSecond.toFixed(0)} and ${t.daemonTokensPerSecond.toFixed(0)} tokens/s)`,
+  ]),
+  ...throughput.map((t): [string, string] => [
+    `daemon CPU per token, ${t.streams} stream${t.streams === 1 ? "" : "s"}`,
+    `${t.daemonCpuUsPerToken.toFixed(1)} us`,
+  ]),
+  [
+    "added time to first token, median",
+    `${firstToken.addedP50Ms.toFixed(2)} ms (${firstToken.directP50Ms.toFixed(2)} direct, ${firstToken.requests} requests)`,
+  ],
+  [
+    "added time to first token, p99",
+    `${firstToken.addedP99Ms.toFixed(2)} ms (${firstToken.directP99Ms.toFixed(2)} direct)`,
+  ],
+  [
+    "accepted tasks, mock engine",
+    `${load.acceptedPerSecond.toFixed(0)}/s (worst round ${load.acceptedPerSecondMin.toFixed(0)}, ${load.clients} clients)`,
+  ],
+  ["RSS idle", mib(load.rssIdleBytes)],
+  [`RSS added by ${load.viewers} idle viewers`, mib(load.rssAddedByViewersBytes)],
+];
+const width = Math.max(...rows.map(([name]) => name.length));
+for (const [name, value] of rows) process.stdout.write(`${name.padEnd(width)}  ${value}\n`);
+
+const folder = join(root, "bench-results");
+mkdirSync(folder, { recursive: true });
+const file = join(folder, "bench.json");
+writeFileSync(`${file}.tmp`, `${JSON.stringify({ throughput, firstToken, load, quick }, null, 2)}\n`);
+renameSync(`${file}.tmp`, file);
+say(`written: ${file}`);
+process.exit(0);

@@ -1,0 +1,222 @@
+/** A task's log: frames once and in order for every cursor, whatever the chunk borders; seals; memory given back. */
+import { describe, expect, test } from "bun:test";
+import fc from "fast-check";
+import type { StreamEvent } from "../../src/domain/events.ts";
+import { type Cursor, type LogAccount, TaskLog } from "../../src/services/event-log.ts";
+import { eventsIn, type SeenEvent } from "./rig.ts";
+
+const metrics = (tokens_out: number): Extract<StreamEvent, { type: "metrics" }> => ({
+  type: "metrics",
+  data: { queue_depth: 0, on_time_probability: null, kv_warmth: false, tokens_out, tokens_per_second: 1 },
+});
+const canceled: Extract<StreamEvent, { type: "error" }> = {
+  type: "error",
+  data: {
+    code: "CANCELED",
+    message: "canceled on request",
+    engine: "mock",
+    retriable: false,
+    retry_after_ms: null,
+    artifact_id: null,
+  },
+};
+
+function newLog(): { log: TaskLog; account: LogAccount } {
+  const account = { bytes: 0 };
+  return { log: new TaskLog(account), account };
+}
+
+/** Everything that a cursor has now. */
+function drain(cursor: Cursor): SeenEvent[] {
+  const parts: Uint8Array[] = [];
+  for (let bytes = cursor.take(); bytes !== null; bytes = cursor.take()) parts.push(bytes);
+  return eventsIn(new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(parts)));
+}
+
+const idsOf = (events: readonly SeenEvent[]): number[] => events.map((e) => e.id);
+const upTo = (n: number, from = 0): number[] => Array.from({ length: n - from }, (_, i) => from + i);
+
+describe("a log", () => {
+  test("numbers its frames from 0 and its tokens for themselves", () => {
+    const { log } = newLog();
+    log.appendToken("a");
+    log.append(metrics(1));
+    log.appendToken("b");
+    log.seal(canceled, false);
+    const seen = drain(log.open(-1));
+    expect(seen.map((e) => [e.id, e.event])).toEqual([
+      [0, "token"],
+      [1, "metrics"],
+      [2, "token"],
+      [3, "error"],
+    ]);
+    expect([seen[0]?.data, seen[2]?.data]).toEqual([
+      { t: "a", i: 0 },
+      { t: "b", i: 1 },
+    ]);
+    expect([log.length, log.tokenCount, log.sealed]).toEqual([4, 2, true]);
+  });
+
+  test("takes nothing after its end", () => {
+    const { log } = newLog();
+    log.seal(canceled, false);
+    expect(() => log.appendToken("x")).toThrow("after the terminal event");
+    expect(() => log.append(metrics(0))).toThrow("after the terminal event");
+    expect(() => log.seal(canceled, false)).toThrow("sealed once");
+  });
+
+  test("keeps frames whole where chunks end, byte by byte around every border", () => {
+    // The first chunk has 1 KiB: one frame that ends just before, on and after each of its last bytes.
+    for (let length = 930; length <= 1030; length++) {
+      const { log } = newLog();
+      const texts = ["é", "x".repeat(length), "東", "y"];
+      for (const text of texts) log.appendToken(text);
+      expect(drain(log.open(-1)).map((e) => e.data.t)).toEqual(texts);
+    }
+  });
+
+  test("takes a frame larger than any chunk, and small ones after it", () => {
+    const { log } = newLog();
+    const giant = '🦊é\n"'.repeat(100_000);
+    for (const text of ["a", giant, "b", "c"]) log.appendToken(text);
+    expect(drain(log.open(-1)).map((e) => e.data.t)).toEqual(["a", giant, "b", "c"]);
+    expect(idsOf(drain(log.open(0)))).toEqual([1, 2, 3]);
+    expect(idsOf(drain(log.open(1)))).toEqual([2, 3]);
+  });
+
+  test("does not change what a viewer was handed when it grows", () => {
+    const { log } = newLog();
+    log.appendToken("first");
+    const cursor = log.open(-1);
+    const view = cursor.take();
+    const copy = Buffer.from(view ?? []).toString();
+    for (let n = 0; n < 500; n++) log.appendToken(`later ${n}`);
+    expect(Buffer.from(view ?? []).toString()).toBe(copy);
+    expect(idsOf(drain(cursor))[0]).toBe(1);
+  });
+
+  test("resumes after every frame", () => {
+    const { log } = newLog();
+    for (let n = 0; n < 300; n++) log.appendToken("token ".repeat(n % 40));
+    log.seal(canceled, false);
+    for (let after = -1; after <= 300; after++)
+      expect(idsOf(drain(log.open(after)))).toEqual(upTo(301, after + 1));
+    for (const beyond of [301, 1e9]) {
+      const cursor = log.open(beyond);
+      expect([cursor.take(), cursor.done]).toEqual([null, true]);
+    }
+    expect(idsOf(drain(log.open(-7)))).toEqual(upTo(301));
+  });
+});
+
+describe("a cursor", () => {
+  test("sleeps until something comes and wakes once for all of it", async () => {
+    const { log } = newLog();
+    const cursor = log.open(-1);
+    let wakes = 0;
+    const woken = cursor.next().then(() => wakes++);
+    expect(cursor.idle).toBe(true);
+    log.appendToken("a");
+    log.appendToken("b");
+    await woken;
+    expect([wakes, cursor.idle]).toEqual([1, false]);
+    expect(drain(cursor).length).toBe(2);
+  });
+
+  test("has one reader", () => {
+    const cursor = newLog().log.open(-1);
+    void cursor.next();
+    expect(() => void cursor.next()).toThrow("one reader");
+  });
+
+  test("that lives jumps to the end of a canceled log, a later one replays it", () => {
+    const { log } = newLog();
+    const behind = log.open(-1);
+    const current = log.open(-1);
+    for (let n = 0; n < 100; n++) log.appendToken("t");
+    drain(current);
+    log.seal(canceled, true);
+    expect(drain(behind).map((e) => [e.id, e.event])).toEqual([[100, "error"]]);
+    expect(drain(current).map((e) => e.id)).toEqual([100]);
+    expect(idsOf(drain(log.open(-1)))).toEqual(upTo(101));
+  });
+
+  test("that closes wakes its reader and is forgotten", async () => {
+    const { log } = newLog();
+    const cursor = log.open(-1);
+    const woken = cursor.next();
+    cursor.close();
+    await woken;
+    expect(log.viewers).toBe(0);
+  });
+});
+
+test("memory is counted while it is held and given back whole", () => {
+  const account = { bytes: 0 };
+  const logs = Array.from({ length: 5 }, () => new TaskLog(account));
+  for (const [at, log] of logs.entries())
+    for (let n = 0; n < 400 * at; n++) log.appendToken("some words of a token");
+  expect(account.bytes).toBe(logs.reduce((sum, log) => sum + log.bytes, 0));
+  const viewer = logs[2]?.open(-1);
+  expect(() => logs[2]?.release()).toThrow("no viewer");
+  viewer?.close();
+  for (const log of logs) log.release();
+  expect(account.bytes).toBe(0);
+});
+
+type Step =
+  | { readonly kind: "append"; readonly text: string }
+  | { readonly kind: "open" | "read"; readonly at: number };
+const step: fc.Arbitrary<Step> = fc.oneof(
+  {
+    weight: 5,
+    arbitrary: fc.record({ kind: fc.constant("append" as const), text: fc.string({ unit: "binary" }) }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      kind: fc.constant("append" as const),
+      text: fc.integer({ min: 200, max: 30_000 }).map((length) => "ß".repeat(length)),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({ kind: fc.constantFrom("open" as const, "read" as const), at: fc.nat(50) }),
+  },
+);
+
+test("any number of cursors, each at its own pace, sees every frame once and in order", () => {
+  fc.assert(
+    fc.property(
+      fc.array(step, { minLength: 10, maxLength: 80, size: "max" }),
+      fc.boolean(),
+      (steps, skip) => {
+        const { log, account } = newLog();
+        const cursors: { cursor: Cursor; from: number; seen: number[] }[] = [];
+        for (const one of steps) {
+          if (one.kind === "append") log.appendToken(one.text);
+          else if (one.kind === "open") {
+            const after = (one.at % (log.length + 1)) - 1;
+            cursors.push({ cursor: log.open(after), from: after + 1, seen: [] });
+          } else {
+            // One take only: this viewer is slow.
+            const viewer = cursors[one.at % Math.max(1, cursors.length)];
+            const bytes = viewer?.cursor.take() ?? null;
+            if (bytes !== null) viewer?.seen.push(...idsOf(eventsIn(new TextDecoder().decode(bytes))));
+          }
+        }
+        log.seal(canceled, skip);
+        for (const { cursor, from, seen } of cursors) {
+          const rest = idsOf(drain(cursor));
+          if (skip) expect([...seen, ...rest]).toEqual([...upTo(from + seen.length, from), log.length - 1]);
+          else expect([...seen, ...rest]).toEqual(upTo(log.length, from));
+          expect(cursor.done).toBe(true);
+          cursor.close();
+        }
+        log.release();
+        expect(account.bytes).toBe(0);
+      },
+    ),
+    { numRuns: 60 },
+  );
+});

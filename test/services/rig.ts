@@ -1,0 +1,292 @@
+/**
+ * The daemon without HTTP, for tests of its services: the real dispatcher, attempt runner, registry, streams,
+ * admission and supervisor over the mock engine, all on a virtual clock. Nothing moves unless a test moves it.
+ */
+import type { PoolSpec } from "../../src/domain/pool.ts";
+import { samplerProfiles } from "../../src/domain/sampler-profile.ts";
+import type { Sampling, TaskSpec } from "../../src/domain/task.ts";
+import { MockAdapter } from "../../src/infra/engines/mock.ts";
+import type { EngineAdapter } from "../../src/ports/engine.ts";
+import type { ProcessHost } from "../../src/ports/process.ts";
+import type { Log, LogFields, Metrics } from "../../src/ports/telemetry.ts";
+import { Admission, type AdmissionOptions, type Submission } from "../../src/services/admission.ts";
+import { AttemptRunner } from "../../src/services/attempt-runner.ts";
+import { Dispatcher } from "../../src/services/dispatcher.ts";
+import { Streams, type StreamsOptions } from "../../src/services/streams.ts";
+import { Supervisor } from "../../src/services/supervisor.ts";
+import { TaskRegistry } from "../../src/services/task-registry.ts";
+import { poolSpec } from "../support/replicas.ts";
+import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
+
+export class RecordingLog implements Log {
+  readonly lines: { readonly event: string; readonly fields: LogFields }[] = [];
+  readonly debug = (event: string, fields: LogFields): void => this.add(event, fields);
+  readonly info = (event: string, fields: LogFields): void => this.add(event, fields);
+  readonly warn = (event: string, fields: LogFields): void => this.add(event, fields);
+  readonly error = (event: string, fields: LogFields): void => this.add(event, fields);
+  of(event: string): LogFields[] {
+    return this.lines.filter((line) => line.event === event).map((line) => line.fields);
+  }
+  private add(event: string, fields: LogFields): void {
+    this.lines.push({ event, fields });
+  }
+}
+
+export class RecordingMetrics implements Metrics {
+  readonly calls: { readonly name: keyof Metrics; readonly args: readonly unknown[] }[] = [];
+  readonly taskEnqueued = (...args: unknown[]): void => this.add("taskEnqueued", args);
+  readonly taskStarted = (...args: unknown[]): void => this.add("taskStarted", args);
+  readonly taskCanceled = (...args: unknown[]): void => this.add("taskCanceled", args);
+  readonly taskRejected = (...args: unknown[]): void => this.add("taskRejected", args);
+  readonly taskFinished = (...args: unknown[]): void => this.add("taskFinished", args);
+  readonly tokens = (...args: unknown[]): void => this.add("tokens", args);
+  readonly firstToken = (...args: unknown[]): void => this.add("firstToken", args);
+  readonly decode = (...args: unknown[]): void => this.add("decode", args);
+  readonly backpressure = (...args: unknown[]): void => this.add("backpressure", args);
+  readonly placement = (...args: unknown[]): void => this.add("placement", args);
+  readonly restart = (...args: unknown[]): void => this.add("restart", args);
+  of(name: keyof Metrics): (readonly unknown[])[] {
+    return this.calls.filter((call) => call.name === name).map((call) => call.args);
+  }
+  private add(name: keyof Metrics, args: readonly unknown[]): void {
+    this.calls.push({ name, args });
+  }
+}
+
+const noProcess = (): never => {
+  throw new Error("an engine inside this process needs no child process");
+};
+/** For engines that run in this process. */
+export const noProcesses: ProcessHost = {
+  start: noProcess,
+  writeSecret: noProcess,
+  removeFile: noProcess,
+  remember: noProcess,
+  forget: noProcess,
+  sweep: noProcess,
+};
+
+export interface RigOptions {
+  readonly pools?: readonly PoolSpec[];
+  readonly adapter?: (clock: VirtualClock) => EngineAdapter;
+  readonly streams?: Partial<StreamsOptions>;
+  readonly admission?: Partial<AdmissionOptions>;
+  readonly retentionMs?: number;
+  readonly batchMaxWaitMs?: number;
+}
+
+/** A pool of the mock engine: one slot, 10 ms a token, ready at once. */
+export const mockPool = (more: Partial<PoolSpec> = {}): PoolSpec =>
+  poolSpec({
+    slots: 1,
+    queueCapacity: 4,
+    timeouts: { loadMs: 10_000, firstTokenMs: 500, interTokenMs: 200, stopGraceMs: 100 },
+    mock: { tokenMs: 10, prefillMsPerToken: 0, loadMs: 0, faults: [] },
+    ...more,
+  });
+
+export const profile: Sampling = (() => {
+  const { v1 } = samplerProfiles;
+  if (v1 === undefined) throw new Error("there is a profile v1");
+  return v1;
+})();
+
+export class Rig {
+  readonly clock = new VirtualClock();
+  readonly entropy = new SeededEntropy(7);
+  readonly log = new RecordingLog();
+  readonly metrics = new RecordingMetrics();
+  readonly registry: TaskRegistry;
+  readonly supervisor: Supervisor;
+  readonly runner: AttemptRunner;
+  readonly dispatcher: Dispatcher;
+  readonly streams: Streams;
+  readonly admission: Admission;
+  readonly pools: readonly PoolSpec[];
+  readonly fatal: unknown[] = [];
+  private tasks = 0;
+
+  constructor(options: RigOptions = {}) {
+    const { clock, entropy, log, metrics } = this;
+    this.pools = options.pools ?? [mockPool()];
+    const adapter = options.adapter?.(clock) ?? new MockAdapter({ clock, entropy });
+    this.supervisor = new Supervisor({
+      clock,
+      entropy,
+      processes: noProcesses,
+      log,
+      metrics,
+      runDir: "/nowhere",
+      adapters: new Map([["mock", adapter]]),
+      restart: { backoffMs: 100, backoffMaxMs: 1000, breakerFailures: 3, breakerWindowMs: 10_000 },
+    });
+    this.registry = new TaskRegistry(options.retentionMs ?? 3_600_000);
+    this.runner = new AttemptRunner(clock, 1000);
+    this.dispatcher = new Dispatcher({
+      clock,
+      log,
+      metrics,
+      control: this.supervisor,
+      registry: this.registry,
+      runner: this.runner,
+      pools: this.pools,
+      attemptsMax: 3,
+      batchMaxWaitMs: options.batchMaxWaitMs ?? 60_000,
+      onFatal: (error) => this.fatal.push(error),
+    });
+    this.streams = new Streams(
+      clock,
+      { heartbeatMs: 1000, disconnectGraceMs: 500, streamsPerKeyMax: 8, ...options.streams },
+      (taskId, reason) => void this.dispatcher.cancel(taskId, reason),
+    );
+    this.admission = new Admission(this.dispatcher, this.pools, entropy, {
+      defaultMaxTokens: 8,
+      defaultDeadlineMs: null,
+      minOnTimeProbability: 0.05,
+      ...options.admission,
+    });
+  }
+
+  /** Starts the engines and waits until they are ready, where they become so within a second. */
+  async start(): Promise<this> {
+    this.supervisor.start(this.pools, this.dispatcher);
+    await this.clock.advance(1000);
+    return this;
+  }
+
+  /** Everything ends; what is still armed or fatal then is a failure of the test that used the rig. */
+  async stop(): Promise<void> {
+    this.dispatcher.close();
+    this.dispatcher.endAll();
+    await this.clock.advance(0);
+    void this.supervisor.stop();
+    await this.clock.advance(1000);
+    this.streams.close();
+    if (this.fatal.length > 0) throw this.fatal[0];
+    if (this.clock.pendingTimers > 0) throw new Error(`${this.clock.pendingTimers} timers are left`);
+  }
+
+  /** A spec that runs `maxTokens` tokens on the first pool. */
+  spec(more: Partial<TaskSpec> = {}): TaskSpec {
+    this.tasks++;
+    return {
+      taskId: `00000000-0000-4000-8000-${String(this.tasks).padStart(12, "0")}`,
+      keyId: "alice",
+      correlationId: "c",
+      sessionId: null,
+      workload: "completion",
+      input: { kind: "prompt", prompt: "Tell me of the river" },
+      poolId: "chat",
+      pinned: false,
+      modelRef: "mock:words",
+      priority: "interactive",
+      seed: 1,
+      samplerProfileVersion: "v1",
+      sampling: profile,
+      maxTokens: 5,
+      ctx: 4096,
+      deadlineMs: null,
+      expectedTokens: null,
+      kvHint: "reuse",
+      onDisconnect: "cancel",
+      metadata: {},
+      tokensIn: 8,
+      tokensInExact: false,
+      renderedPrompt: null,
+      bodyDigest: "d",
+      ...more,
+    };
+  }
+}
+
+export const submission = (more: Partial<Submission> = {}): Submission => ({
+  keyId: "alice",
+  correlationId: "c",
+  taskId: null,
+  sessionId: null,
+  workload: null,
+  input: { kind: "prompt", prompt: "Tell me of the river" },
+  modelRef: null,
+  engine: null,
+  pinPoolId: null,
+  ctx: null,
+  priority: null,
+  seed: null,
+  sampling: {},
+  maxTokens: null,
+  deadlineMs: null,
+  expectedTokens: null,
+  kvHint: null,
+  onDisconnect: null,
+  metadata: {},
+  body: { prompt: "Tell me of the river" },
+  ...more,
+});
+
+export interface SeenEvent {
+  readonly id: number;
+  readonly event: string;
+  readonly data: Readonly<Record<string, unknown>>;
+}
+
+/** The events in a text; heartbeats and other comments are left out. */
+export function eventsIn(text: string): SeenEvent[] {
+  const blocks = text.split("\n\n").filter((block) => block !== "" && !block.startsWith(":"));
+  return blocks.map((block) => {
+    const [id, event, data] = block.split("\n");
+    const value = (line: string | undefined): string => line?.slice(line.indexOf(": ") + 2) ?? "";
+    return { id: Number(value(id)), event: value(event), data: JSON.parse(value(data)) };
+  });
+}
+
+/** Reads a stream as fast as it comes, unless it is told to pause. */
+export class StreamReader {
+  text = "";
+  closed = false;
+  private readonly reader: ReturnType<ReadableStream<Uint8Array>["getReader"]>;
+  private readonly decoder = new TextDecoder();
+
+  constructor(stream: ReadableStream<Uint8Array>, autostart = true) {
+    this.reader = stream.getReader();
+    if (autostart) void this.readOn();
+  }
+
+  get events(): SeenEvent[] {
+    return eventsIn(this.text);
+  }
+  get names(): string[] {
+    return this.events.map((e) => e.event);
+  }
+  get last(): SeenEvent | undefined {
+    return this.events.at(-1);
+  }
+
+  /** One pull; false at the end of the stream. */
+  async readOnce(): Promise<boolean> {
+    const { done, value } = await this.reader.read();
+    if (value !== undefined) this.text += this.decoder.decode(value, { stream: true });
+    this.closed ||= done;
+    return !done;
+  }
+
+  leave(): Promise<void> {
+    return this.reader.cancel();
+  }
+
+  private async readOn(): Promise<void> {
+    while (await this.readOnce());
+  }
+}
+
+/** The whole log as a viewer who comes now is shown it, without waiting for more. */
+export function replay(record: {
+  log: { open(after: number): { take(): Uint8Array | null; close(): void } };
+}): SeenEvent[] {
+  const cursor = record.log.open(-1);
+  let text = "";
+  const decoder = new TextDecoder();
+  for (let bytes = cursor.take(); bytes !== null; bytes = cursor.take())
+    text += decoder.decode(bytes, { stream: true });
+  cursor.close();
+  return eventsIn(text);
+}

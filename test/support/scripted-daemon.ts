@@ -1,0 +1,38 @@
+/**
+ * `serve` around a scripted daemon, for test/cli/serve.test.ts: the command, its state folder and its signals
+ * are real, what it starts is not. argv: the behaviour, then the command line.
+ */
+import type { Composition } from "../../src/app/daemon.ts";
+import { parseArgs } from "../../src/cli/args.ts";
+import { serve } from "../../src/cli/serve.ts";
+import { SystemEntropy } from "../../src/infra/system-clock.ts";
+
+const [behaviour, ...argv] = process.argv.slice(2);
+const say = (line: string): void => void process.stdout.write(`${line}\n`);
+const held = setInterval(() => undefined, 60_000);
+
+const composition: Composition = {
+  entropy: new SystemEntropy(),
+  readModelKind: () => null,
+  bootstrap: async ({ config, keys }) => {
+    say(`bootstrap ${config.pools.map((pool) => pool.id)} keys=${keys.size}`);
+    if (behaviour === "address") throw Object.assign(new Error("listen"), { code: "EADDRINUSE" });
+    if (behaviour === "hangs") await new Promise(() => undefined);
+    if (behaviour === "rejects") setImmediate(() => void Promise.reject(new Error("nobody caught this")));
+    return {
+      url: "http://127.0.0.1:12345",
+      close: async () => {
+        say("close");
+        if (behaviour === "drains") await new Promise(() => undefined);
+        if (behaviour === "fails") throw new Error("cannot close");
+      },
+      closeNow: () => say("closeNow"),
+    };
+  },
+};
+
+const parsed = parseArgs(argv);
+if (parsed.command !== "serve") throw new Error(parsed.command);
+const code = await serve(parsed.flags, composition);
+clearInterval(held);
+process.exit(code);
