@@ -123,7 +123,7 @@ Feature: A bounded queue pushes back and keeps its order
     When alice asks for "/v1/pools"
     Then the answer is 200
 
-  @ORCHD-HTTP-3 @ORCHD-STREAM-3
+  @ORCHD-HTTP-3 @ORCHD-AUTH-3 @ORCHD-TASK-9
   Scenario: A key has a bounded number of open streams, and a refused one leaves no task behind
     Given the setting "limits.streams_per_key" is 1
     And the pool "words" is ready

@@ -3,7 +3,6 @@ Feature: A task can be canceled at any time
   Background:
     Given a pool "words" with 1 slot
     And its tokens take 10 ms
-    And the pool "words" is ready
 
   @ORCHD-CANCEL-1 @ORCHD-CANCEL-2
   Scenario: A running task ends for everybody and gives its slot back
@@ -26,7 +25,7 @@ Feature: A task can be canceled at any time
   Scenario: A queued task leaves the queue and nobody else does
     When alice submits "running":
       | prompt     | Once upon a time |
-      | max_tokens | 20               |
+      | max_tokens | 3000             |
     And "running" is running
     And alice submits and streams "waiting":
       | prompt     | Once upon a time |
@@ -41,10 +40,11 @@ Feature: A task can be canceled at any time
     And "waiting" has the record:
       | state    | "canceled" |
       | attempts | 0          |
-    And "running" is done
-    And "behind" is done
+    And "running" is running
+    When alice cancels "running"
+    Then "behind" is done
 
-  @ORCHD-CANCEL-1
+  @ORCHD-CANCEL-1 @ORCHD-CANCEL-2
   Scenario: A task whose prompt is still being read
     Given a pool "reader" with 1 slot
     And its prompt takes 200 ms per token

@@ -28,13 +28,13 @@ Feature: What can be asked for is told from what runs now
       | models.0.pool_ids             | ["words"]                  |
       | models.0.state                | Active                     |
 
-  @ORCHD-CAP-1
+  @ORCHD-CAP-2
   Scenario: The version is that of the contract
     Given a pool "words" with 1 slot
     When alice asks for "/v1/capabilities"
     Then the answer names the contract's version
 
-  @ORCHD-CAP-2
+  @ORCHD-CAP-1
   Scenario: What is not loaded yet is not made up, and looking loads nothing
     Given a pool "lazy" with 2 slots
     And its model is loaded at first use
@@ -57,7 +57,7 @@ Feature: What can be asked for is told from what runs now
       | pools.0.ready            | true   |
       | pools.0.ctx              | 4096   |
 
-  @ORCHD-CAP-1
+  @ORCHD-CAP-1 @ORCHD-TASK-4
   Scenario: What is promised is what is done
     Given a pool "words" with 1 slot
     And its context holds 64 tokens

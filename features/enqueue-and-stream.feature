@@ -3,7 +3,7 @@ Feature: Work is accepted with a promise and comes back token by token
   Background:
     Given a pool "words" with 2 slots
 
-  @ORCHD-TASK-1 @ORCHD-HTTP-1
+  @ORCHD-TASK-1
   Scenario: A task is accepted with a promise
     When alice submits "story":
       | prompt     | Once upon a time |
@@ -18,7 +18,7 @@ Feature: Work is accepted with a promise and comes back token by token
     And the promised end is not before the promised start
     And the stream of "story" is where the answer says
 
-  @ORCHD-TASK-1 @ORCHD-STREAM-1
+  @ORCHD-STREAM-1 @ORCHD-STREAM-6
   Scenario: An accepted task is streamed in order
     When alice submits "story":
       | prompt     | Once upon a time |
@@ -39,7 +39,7 @@ Feature: Work is accepted with a promise and comes back token by token
       | continuations | 0        |
       | exact         | "yes"    |
 
-  @ORCHD-TASK-2 @ORCHD-STREAM-1
+  @ORCHD-TASK-9
   Scenario: Submitting and streaming take one round trip
     When alice submits and streams "story":
       | prompt     | Once upon a time |
@@ -122,7 +122,7 @@ Feature: Work is accepted with a promise and comes back token by token
     And alice watches "story" as "rest" after event 4 by both
     Then the stream "rest" after event 4 ends with end
 
-  @ORCHD-TASK-4
+  @ORCHD-TASK-2
   Scenario: A chat is rendered by the engine's template
     When alice submits and streams "chat":
       | messages   | [{"role":"system","content":"Be brief."},{"role":"user","content":"Hello"}] |
@@ -131,7 +131,7 @@ Feature: Work is accepted with a promise and comes back token by token
     And the stream "chat" has 4 tokens
     And the prompt of "chat" had more than 10 tokens
 
-  @ORCHD-TASK-4
+  @ORCHD-TASK-2
   Scenario: Texts are embedded
     Given a pool "vectors" with 1 slot
     And it offers embedding
@@ -141,7 +141,7 @@ Feature: Work is accepted with a promise and comes back token by token
     And the stream "texts" has 0 tokens
     And "texts" brought 3 unit vectors, of which 1 and 2 are nearest
 
-  @ORCHD-TASK-4
+  @ORCHD-TASK-2
   Scenario: Texts are ranked against a query
     Given a pool "ranks" with 1 slot
     And it offers rerank
@@ -151,7 +151,7 @@ Feature: Work is accepted with a promise and comes back token by token
     Then the stream "texts" ends with end
     And "texts" ranked input 1 first
 
-  @ORCHD-TASK-9 @ORCHD-STREAM-1
+  @ORCHD-STREAM-1
   Scenario: A seed that was not given is drawn, reported, and repeats the run
     When alice submits and streams "first":
       | prompt     | Once upon a time |
@@ -163,7 +163,7 @@ Feature: Work is accepted with a promise and comes back token by token
     And the stream "again" ends with end
     Then the streams "first" and "again" have the same tokens
 
-  @ORCHD-TASK-9
+  @ORCHD-STREAM-1
   Scenario: Another seed says something else, and greedy decoding knows no seed
     When alice submits and streams "seven":
       | prompt     | Once upon a time |
@@ -186,7 +186,7 @@ Feature: Work is accepted with a promise and comes back token by token
     Then the streams "seven" and "eight" have different tokens
     And the streams "greedy seven" and "greedy eight" have the same tokens
 
-  @ORCHD-TASK-5
+  @ORCHD-STREAM-1
   Scenario: A stop string ends the text before it
     When alice submits and streams "uncut":
       | prompt     | Once upon a time  |

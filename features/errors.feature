@@ -5,7 +5,7 @@ Feature: Every failure has a code that says what to do next
     And its context holds 64 tokens
     And the setting "admission.default_max_tokens" is 16
 
-  @ORCHD-HTTP-2 @ORCHD-HTTP-4 @ORCHD-TASK-4 @ORCHD-TASK-5
+  @ORCHD-HTTP-2 @ORCHD-HTTP-4 @ORCHD-HTTP-5 @ORCHD-TASK-2 @ORCHD-TASK-4
   Scenario Outline: What does not fit is refused: <why>
     When alice submits the body:
       """
@@ -22,7 +22,7 @@ Feature: Every failure has a code that says what to do next
       | no object              | ["prompt"]                                                 | The body must be                           |
       | no input               | {"max_tokens":3}                                           | exactly one of prompt, messages and inputs |
       | two inputs             | {"prompt":"a","inputs":["b"]}                              | exactly one of prompt, messages and inputs |
-      | a slip of the pen      | {"prompt":"a","max_token":3}                               | Did you mean "max_tokens"?                 |
+      | a slip of the pen      | {"prompt":"a","max_token":3}                               | Did you mean \\"max_tokens\\"               |
       | a wrong type           | {"prompt":7}                                               | prompt must be a string                    |
       | a number as text       | {"prompt":"a","max_tokens":"3"}                            | max_tokens must be an integer              |
       | an empty prompt        | {"prompt":""}                                              | prompt must be a string of 1 to            |
@@ -41,7 +41,7 @@ Feature: Every failure has a code that says what to do next
       | pin without pool       | {"prompt":"a","placement":{"mode":"pin"}}                  | needs placement.pin_pool_id                |
       | pool without pin       | {"prompt":"a","placement":{"mode":"auto","pin_pool_id":"words"}} | goes with placement.mode pin         |
 
-  @ORCHD-HTTP-2 @ORCHD-PLACE-1
+  @ORCHD-TASK-4 @ORCHD-PLACE-1
   Scenario: An unknown model or pool is answered with the nearest
     When alice submits "story":
       | prompt    | Once upon a time |
@@ -56,7 +56,7 @@ Feature: Every failure has a code that says what to do next
     Then the answer is 400 INVALID_PARAMS
     And the message tells "the nearest is words"
 
-  @ORCHD-TASK-5
+  @ORCHD-TASK-4
   Scenario: A prompt that leaves no room for its answer is refused, and nothing is cut off
     Given the pool "words" is ready
     When alice submits a prompt of 60 words as "long" with max_tokens 16
@@ -69,7 +69,7 @@ Feature: Every failure has a code that says what to do next
       | tokens_in  | 41 |
       | tokens_out | 16 |
 
-  @ORCHD-TASK-5
+  @ORCHD-TASK-4
   Scenario: Where the model is not loaded yet the prompt is measured before the first attempt
     Given a pool "lazy" with 1 slot
     And its context holds 64 tokens
@@ -81,9 +81,10 @@ Feature: Every failure has a code that says what to do next
     And the stream "long" has 0 tokens
     And "long" is failed
 
-  @ORCHD-TASK-6 @ORCHD-ADM-3
+  @ORCHD-TASK-5 @ORCHD-ADM-3
   Scenario Outline: A deadline that cannot be met is refused at once: <deadline> ms
     Given its tokens take 100 ms
+    And the setting "admission.min_on_time_probability" is 0.5
     And the pool "words" is ready
     When alice submits "late":
       | prompt      | Once upon a time |
@@ -98,7 +99,7 @@ Feature: Every failure has a code that says what to do next
       | -5       | has passed already |
       | 50       | cannot be met      |
 
-  @ORCHD-TASK-6
+  @ORCHD-TASK-5
   Scenario: A deadline that passes while the task waits ends it
     Given its tokens take 50 ms
     And the setting "admission.min_on_time_probability" is 0
@@ -150,7 +151,7 @@ Feature: Every failure has a code that says what to do next
       | POST   | /v1/pools                                                | 405    | METHOD_NOT_ALLOWED |
       | OPTIONS | /v1/tasks                                               | 405    | METHOD_NOT_ALLOWED |
 
-  @ORCHD-STREAM-7
+  @ORCHD-ATT-1
   Scenario: An engine that is lost before the first token is replaced and the task tried again
     Given its engine crashes after 0 tokens in generation 1
     And the setting "restart.backoff_ms" is 1
@@ -163,7 +164,7 @@ Feature: Every failure has a code that says what to do next
       | state    | "done" |
       | attempts | 2      |
 
-  @ORCHD-STREAM-7
+  @ORCHD-ATT-1 @ORCHD-STREAM-7
   Scenario: An engine that is lost in every attempt fails the task
     Given its engine crashes after 0 tokens in every generation
     And the setting "restart.backoff_ms" is 1
@@ -178,7 +179,7 @@ Feature: Every failure has a code that says what to do next
       | error.code      | "WORKER_RESET" |
       | error.retriable | true           |
 
-  @ORCHD-STREAM-7
+  @ORCHD-ATT-1 @ORCHD-STREAM-7
   Scenario: An engine that is lost within the text ends the stream, and what was said stays
     Given its engine crashes after 5 tokens in generation 1
     And the setting "restart.backoff_ms" is 1
@@ -189,7 +190,7 @@ Feature: Every failure has a code that says what to do next
     When alice watches "story" as "replay"
     Then the streams "story" and "replay" are the same
 
-  @ORCHD-STREAM-7
+  @ORCHD-ATT-1 @ORCHD-STREAM-7
   Scenario Outline: An engine that falls silent after <tokens> tokens is given up on
     Given its engine stalls after <tokens> tokens in every generation
     And it may be silent for 60 ms
@@ -206,7 +207,7 @@ Feature: Every failure has a code that says what to do next
       | 0      |
       | 4      |
 
-  @ORCHD-POOL-3 @ORCHD-HTTP-3
+  @ORCHD-POOL-4 @ORCHD-HTTP-3
   Scenario: A pool whose engine never starts is given up, and says so to whoever waits and whoever comes
     Given its model takes 20 ms to load
     And its engine never loads its model
@@ -223,7 +224,7 @@ Feature: Every failure has a code that says what to do next
       | pool_id   | words |
     And Retry-After is in whole seconds, rounded up, and X-Backoff-Ms says the same
 
-  @ORCHD-HTTP-3
+  @ORCHD-CLI-4 @ORCHD-HTTP-3
   Scenario: A daemon that shuts down takes nothing new and lets running work end
     Given its tokens take 10 ms
     And the setting "shutdown.drain_deadline_ms" is 8000
@@ -242,7 +243,7 @@ Feature: Every failure has a code that says what to do next
     And the stream "story" has 30 tokens
     And the daemon ends
 
-  @ORCHD-HTTP-3
+  @ORCHD-CLI-4
   Scenario: Work that is still running at the drain deadline ends with an error its client can act on
     Given its tokens take 10 ms
     And the setting "shutdown.drain_deadline_ms" is 50

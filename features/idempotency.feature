@@ -35,7 +35,7 @@ Feature: A request can be sent again without being done twice
     Then the answer is 202
     And it is the same answer as before
 
-  @ORCHD-TASK-3 @ORCHD-TASK-2
+  @ORCHD-TASK-3 @ORCHD-TASK-9
   Scenario: A client that lost its stream before it knew the task's id sends the same again
     Given its tokens take 5 ms
     When alice submits and streams "story":

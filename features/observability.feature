@@ -68,7 +68,7 @@ Feature: What happens can be counted and read afterwards
     And the answer says:
       | status | ok |
 
-  @ORCHD-OBS-1
+  @ORCHD-OBS-4 @ORCHD-HTTP-1
   Scenario: Each event of a task is one line of the log, with all that is needed to find it
     Given the daemon's log is kept
     When alice submits "story" with the header "X-Correlation-Id" "trace-4711":
@@ -102,7 +102,7 @@ Feature: What happens can be counted and read afterwards
     And the line task_done of "story" has:
       | decode_time_ms |
 
-  @ORCHD-OBS-1
+  @ORCHD-OBS-4
   Scenario: A cancel and a failure are told too
     Given its engine crashes after 2 tokens in generation 2
     And the daemon's log is kept

@@ -1,6 +1,6 @@
 Feature: A pool tells how it is and what went wrong
 
-  @ORCHD-POOL-1 @ORCHD-HTTP-6
+  @ORCHD-POOL-1
   Scenario: Pools are listed as they are configured, and looking starts nothing
     Given a pool "words" with 2 slots
     And a pool "lazy" with 3 slots
@@ -52,7 +52,7 @@ Feature: A pool tells how it is and what went wrong
       | metrics.tasks_failed  | 0 |
       | replicas.0.slots_busy | 0 |
 
-  @ORCHD-POOL-2
+  @ORCHD-POOL-2 @ORCHD-POOL-4
   Scenario: A pool is loading until it has decoded for real
     Given a pool "heavy" with 1 slot
     And its model takes 60000 ms to load
@@ -85,7 +85,7 @@ Feature: A pool tells how it is and what went wrong
       | max_tokens | 3                |
     Then the stream "next" ends with end
 
-  @ORCHD-POOL-3
+  @ORCHD-ADM-1 @ORCHD-POOL-4
   Scenario: While a pool restarts, tasks queue for it
     Given a pool "words" with 1 slot
     And its engine crashes after 0 tokens in generation 1
@@ -102,7 +102,7 @@ Feature: A pool tells how it is and what went wrong
     And the stream "victim" ends with end
     And the stream "patient" ends with end
 
-  @ORCHD-POOL-3 @ORCHD-OBS-3
+  @ORCHD-POOL-4 @ORCHD-OBS-3
   Scenario: A pool that cannot start is unavailable, and with it the daemon is not ready
     Given a pool "broken" with 1 slot
     And its model takes 20 ms to load
@@ -137,7 +137,7 @@ Feature: A pool tells how it is and what went wrong
     And the started event of "story" says:
       | pool_id | words |
 
-  @ORCHD-POOL-1
+  @ORCHD-PLACE-1
   Scenario: A pool of several replicas spreads its work
     Given a pool "wide" with 1 slot
     And it has 3 replicas

@@ -22,7 +22,6 @@ Feature: Only who has a key may ask, and sees only what is theirs
       | GET    | /v1/pools                                             |
       | GET    | /v1/pools/words/health                                |
       | GET    | /v1/nothing                                           |
-      | GET    | /%2e%2e/metrics                                       |
 
   @ORCHD-AUTH-1
   Scenario Outline: The key is taken as <header>
@@ -125,7 +124,7 @@ Feature: Only who has a key may ask, and sees only what is theirs
       | a/b         |
       | 0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789 |
 
-  @ORCHD-HTTP-1 @ORCHD-STREAM-1
+  @ORCHD-HTTP-1 @ORCHD-TASK-9
   Scenario: A stream carries its correlation id and its task
     When alice submits and streams "story":
       | prompt     | Once upon a time |
@@ -140,7 +139,7 @@ Feature: Only who has a key may ask, and sees only what is theirs
     Then the answer is 413 PAYLOAD_TOO_LARGE
     And the message tells "2048 bytes"
 
-  @ORCHD-AUTH-1
+  @ORCHD-OBS-4
   Scenario: Keys, prompts and tokens never reach the log
     Given the daemon's log is kept
     When alice submits and streams "story":

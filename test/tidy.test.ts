@@ -129,7 +129,11 @@ describe("imports", () => {
 describe("each thing in its place", () => {
   const places: readonly { what: string; pattern: RegExp; where: RegExp }[] = [
     { what: "Elysia", pattern: /from "(elysia|@elysiajs\/[^"]+)"/, where: /^src\/(app|api)\// },
-    { what: "pino and prom-client", pattern: /from "(pino|prom-client)"/, where: /^src\/infra\/telemetry\// },
+    {
+      what: "pino and prom-client",
+      pattern: /from "(pino|prom-client)[/"]/,
+      where: /^src\/infra\/telemetry\//,
+    },
     { what: "Bun.spawn", pattern: /Bun\.spawn/, where: /^src\/infra\/bun-process\.ts$/ },
     { what: "bun:sqlite", pattern: /from "bun:sqlite"/, where: /^src\/infra\/sqlite\// },
     { what: "process.exit", pattern: /process\.exit\b/, where: /^src\/main\.ts$/ },

@@ -6,7 +6,7 @@
 import { expect } from "bun:test";
 import { Ajv2020, type ValidateFunction } from "ajv/dist/2020";
 import { type ErrorCode, errorTable } from "../../src/domain/errors.ts";
-import { allOperations, type JsonObject, objectAt, type Operation } from "../../test/support/contract.ts";
+import { allOperations, type JsonObject, type Operation, objectAt } from "../../test/support/contract.ts";
 import type { SseEvent } from "../../test/support/sse-client.ts";
 
 const ajv = new Ajv2020({ strict: false, allErrors: true });
@@ -41,7 +41,9 @@ export function checkExchange({ method, path, response, json, sentCorrelationId 
     checkError(response, json as Record<string, unknown>, operation);
   if (operation === null) return;
   const declared = objectAt(operation.operation, "responses", String(response.status));
-  expect(Object.keys(declared).length > 0 ? "declared" : `${method} ${path} ${response.status}`).toBe("declared");
+  expect(Object.keys(declared).length > 0 ? "declared" : `${method} ${path} ${response.status}`).toBe(
+    "declared",
+  );
   const type = response.headers.get("content-type")?.split(";")[0] ?? "";
   if (response.status === 204) return;
   expect(Object.keys(objectAt(declared, "content"))).toContain(type);
@@ -72,10 +74,16 @@ function checkError(response: Response, body: Record<string, unknown>, operation
   expect(response.headers.get("retry-after")).toBe(
     comesBack ? String(Math.ceil(Number(retry_after_ms) / 1000)) : null,
   );
-  expect(response.headers.get("x-backoff-ms")).toBe(comesBack ? String(Math.ceil(Number(retry_after_ms))) : null);
+  expect(response.headers.get("x-backoff-ms")).toBe(
+    comesBack ? String(Math.ceil(Number(retry_after_ms))) : null,
+  );
   if (operation === null) {
     const [any] = operations;
-    expectFits("an error", objectAt(any?.operation, "responses", "500", "content", "application/json", "schema"), body);
+    expectFits(
+      "an error",
+      objectAt(any?.operation, "responses", "500", "content", "application/json", "schema"),
+      body,
+    );
   }
 }
 
@@ -88,7 +96,7 @@ function expectFits(label: string, schema: JsonObject, value: unknown): void {
   expect(Object.keys(schema).length > 0 ? "a schema" : `${label} has none`).toBe("a schema");
   const validate = compiled.get(label) ?? ajv.compile(schema);
   compiled.set(label, validate);
-  expect(validate(value) ? "fits" : `${label}: ${ajv.errorsText(validate.errors)} in ${JSON.stringify(value)}`).toBe(
-    "fits",
-  );
+  expect(
+    validate(value) ? "fits" : `${label}: ${ajv.errorsText(validate.errors)} in ${JSON.stringify(value)}`,
+  ).toBe("fits");
 }

@@ -5,6 +5,7 @@
  * Always: a scenario has a daemon of its own, started at its first request; `close` ends every stream and it.
  */
 import { expect } from "bun:test";
+import type { PoolHealthBody } from "../../src/api/schema/pools.ts";
 import {
   keys,
   type LoggingDaemon,
@@ -52,6 +53,8 @@ export class World {
   readonly tasks = new Map<string, { readonly id: string; readonly body: string }>();
   readonly streams = new Map<string, SseClient>();
   closing: Promise<void> | null = null;
+  /** The answers before the last one. */
+  readonly answersBefore: Answer[] = [];
   #answer: Answer | null = null;
   #daemon: Promise<RunningDaemon> | null = null;
   #logging: LoggingDaemon | null = null;
@@ -62,6 +65,7 @@ export class World {
 
   /** The pool that the scenario speaks of. */
   pool(): MutableSettings {
+    this.#assertNotStarted();
     const pool = this.pools.at(-1);
     if (pool === undefined) throw new Error("name a pool first");
     return pool;
@@ -72,14 +76,23 @@ export class World {
   }
 
   addPool(id: string, slots: number): void {
+    this.#assertNotStarted();
     const mock: MutableSettings = { token_ms: 0, prefill_ms_per_token: 0, load_ms: 0, faults: [] };
     this.pools.push({ id, engine: "mock", model: `mock:${id}`, slots, mock });
   }
 
   /** `streaming.heartbeat_ms` and its like. */
   set(path: string, value: Setting): void {
+    this.#assertNotStarted();
     const [section = "", name = ""] = path.split(".");
-    this.settings[section] = { ...((this.settings[section] as MutableSettings | undefined) ?? {}), [name]: value };
+    this.settings[section] = {
+      ...((this.settings[section] as MutableSettings | undefined) ?? {}),
+      [name]: value,
+    };
+  }
+
+  #assertNotStarted(): void {
+    if (this.#daemon !== null) throw new Error("the daemon runs already: say this before the first request");
   }
 
   daemon(): Promise<RunningDaemon> {
@@ -94,7 +107,8 @@ export class World {
   }
 
   log(): LoggingDaemon {
-    if (this.#logging === null) throw new Error("the scenario does not keep the log, or the daemon does not run");
+    if (this.#logging === null)
+      throw new Error("the scenario does not keep the log, or the daemon does not run");
     return this.#logging;
   }
 
@@ -114,10 +128,10 @@ export class World {
   async ask(who: Person, path: string, ask: Ask = {}): Promise<Answer> {
     const { response, sentCorrelationId } = await this.#send(who, path, ask);
     const text = await response.text();
-    const json = (response.headers.get("content-type") ?? "").startsWith("application/json") ? JSON.parse(text) : null;
+    const isJson = (response.headers.get("content-type") ?? "").startsWith("application/json");
+    const json = isJson && text !== "" ? (JSON.parse(text) as Answer["json"]) : null;
     checkExchange({ method: ask.method ?? "GET", path, response, json, sentCorrelationId });
-    this.#answer = { status: response.status, headers: response.headers, text, json: json ?? {} };
-    return this.#answer;
+    return this.#remember({ status: response.status, headers: response.headers, text, json: json ?? {} });
   }
 
   /** A stream under a name; an answer that is none is remembered as `ask` does. */
@@ -125,12 +139,8 @@ export class World {
     const { response, sentCorrelationId } = await this.#send(who, path, ask);
     const json = response.ok ? null : await response.json();
     checkExchange({ method: ask.method ?? "GET", path, response, json, sentCorrelationId });
-    this.#answer = {
-      status: response.status,
-      headers: response.headers,
-      text: "",
-      json: (json ?? {}) as Answer["json"],
-    };
+    const { status, headers } = response;
+    this.#remember({ status, headers, text: "", json: (json ?? {}) as Answer["json"] });
     if (!response.ok) return null;
     const stream = new SseClient(response);
     this.streams.set(viewer, stream);
@@ -141,8 +151,15 @@ export class World {
   async look(who: Person, path: string): Promise<Answer> {
     const before = this.#answer;
     const seen = await this.ask(who, path);
+    if (before !== null) this.answersBefore.pop();
     this.#answer = before;
     return seen;
+  }
+
+  #remember(answer: Answer): Answer {
+    if (this.#answer !== null) this.answersBefore.push(this.#answer);
+    this.#answer = answer;
+    return answer;
   }
 
   async #send(
@@ -192,6 +209,18 @@ export class World {
     return json;
   }
 
+  async health(pool: string): Promise<PoolHealthBody> {
+    return (await this.look("the operator", `/v1/pools/${pool}/health`)).json as unknown as PoolHealthBody;
+  }
+
+  async untilIdle(pool: string): Promise<void> {
+    await waitFor(
+      async () => (await this.health(pool)).replicas.every(({ slots_busy }) => slots_busy === 0),
+      8_000,
+      `no slot of ${pool} is busy`,
+    );
+  }
+
   async untilTask(name: string, state: string): Promise<void> {
     await waitFor(async () => (await this.view(name)).state === state, 8_000, `"${name}" is ${state}`);
   }
@@ -210,7 +239,9 @@ function checkOrder(events: readonly SseEvent[], after: number): void {
   expect(events.map(({ id }) => id)).toEqual(events.map((_, at) => after + 1 + at));
   const types = events.map(({ type }) => type).join(" ");
   expect(types).toMatch(
-    after < 0 ? /^(?:started (?:token (?:(?:token|metrics) )*)?)?(?:end|error)$/ : /^(?:(?:token|metrics) )*(?:end|error)$/,
+    after < 0
+      ? /^(?:started (?:token (?:(?:token|metrics) )*)?)?(?:end|error)$/
+      : /^(?:(?:token|metrics) )*(?:end|error)$/,
   );
   const tokens = events.filter(({ type }) => type === "token").map(({ data }) => Number(data.i));
   const first = tokens[0] ?? 0;

@@ -39,9 +39,12 @@ export interface FirstTokenFigures {
 const slots = 16;
 const ctx = 1024;
 const words = "The harbour lay quiet while the first boats came home and somebody lit the lamp".split(" ");
-/** Every request has its own prompt, the same on both sides: no side profits from the other's cache. */
+/**
+ * The same prompts on both sides, each different from its first words on: neither side meets a prompt that it
+ * still has in a slot's cache.
+ */
 const promptOf = (n: number): string =>
-  Array.from({ length: 12 }, (_, i) => words[(n * 7 + i * (1 + (n % 5))) % words.length]).join(" ");
+  `${n} ${Array.from({ length: 12 }, (_, i) => words[(n * 7 + i * (1 + (n % 5))) % words.length]).join(" ")}`;
 
 interface Side {
   readonly target: Target;

@@ -16,7 +16,8 @@
  *    repeated phrase would repeat for ever.
  *
  * What always holds: everything attention sums up is a small multiple of 1/4, which is exact in F16, in any
- * order; so greedy output does not depend on batch splits, threads or slots. One changed token flips some
+ * order; so greedy output does not depend on batch splits, threads or slots. (With flash attention, which is
+ * llama-server's default; without it the averages' weights are rounded first.) One changed token flips some
  * signs at many later positions, these change the digest, and the continuation differs.
  */
 import type { Tensor } from "./gguf-writer.ts";

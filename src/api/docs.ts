@@ -6,7 +6,6 @@
  * description, `$id` and bare references, JSON Schema types of 3.1 under the number 3.0.3). Its page is not
  * used: it loads scripts from a CDN.
  */
-import { swagger } from "@elysiajs/swagger";
 import { type AnyElysia, Elysia } from "elysia";
 import { apiVersion } from "./api-version.ts";
 import { docsFiles, docsPage, docsPolicy, docsStart } from "./docs-assets.ts";
@@ -52,6 +51,8 @@ export function createDocs(plugins: readonly AnyElysia[]): AnyElysia {
 
 /** Asks the swagger plugin on an application of its own, so that its routes are not ours. */
 async function describe(plugins: readonly AnyElysia[]): Promise<string> {
+  // Loaded when somebody asks: most daemons never show their documentation, and it is a tenth of their memory.
+  const { swagger } = await import("@elysiajs/swagger");
   const app: AnyElysia = new Elysia({ normalize: false });
   app.use(
     swagger({

@@ -46,13 +46,20 @@ export function tasksRoutes(deps: TasksDeps) {
       "/v1/tasks",
       async ({ body, request, set }) => {
         const caller = contexts.caller(request);
-        const wantsStream = accepts(request, "text/event-stream");
+        if (!accepts(request, "text/event-stream")) {
+          const { record } = await admission.submit(submissionOf(body, caller));
+          set.status = 202;
+          return acceptedOf(record, deps);
+        }
         // Before anything is accepted: a task without its stream would run for nobody.
-        if (wantsStream) streams.assertRoom(caller.keyId);
-        const { record } = await admission.submit(submissionOf(body, caller));
-        if (wantsStream) return sse(streams.open(record, caller.keyId, -1, false), record);
-        set.status = 202;
-        return acceptedOf(record, deps);
+        const place = streams.reserve(caller.keyId);
+        try {
+          const { record } = await admission.submit(submissionOf(body, caller));
+          return sse(streams.open(record, caller.keyId, -1, false, place), record);
+        } catch (error) {
+          place.release();
+          throw error;
+        }
       },
       { body: TaskRequest, response: { 202: TaskAccepted, 400: ErrorEnvelope }, detail: { tags: ["tasks"] } },
     )
@@ -87,6 +94,8 @@ export function tasksRoutes(deps: TasksDeps) {
       ({ params, query, headers, request }) => {
         const caller = contexts.caller(request);
         const record = owned(registry, params.id, caller);
+        // Who asks for the head only is no viewer: one who came and went would end the task.
+        if (request.method === "HEAD") return sse(null, record);
         const lastEventId = headers["last-event-id"];
         const after = lastEventId !== undefined ? Number(lastEventId) : (query.after ?? -1);
         return sse(streams.open(record, caller.keyId, after, query.observe === "1"), record);
@@ -118,7 +127,7 @@ function owned(registry: TaskRegistry, taskId: string, caller: Caller): TaskReco
 const accepts = (request: Request, type: string): boolean =>
   (request.headers.get("accept") ?? "").toLowerCase().includes(type);
 
-function sse(stream: ReadableStream<Uint8Array>, record: TaskRecord): Response {
+function sse(stream: ReadableStream<Uint8Array> | null, record: TaskRecord): Response {
   return new Response(stream, {
     headers: {
       "content-type": "text/event-stream; charset=utf-8",

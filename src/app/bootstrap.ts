@@ -15,6 +15,7 @@ import { BunProcessHost, selfCommand } from "../infra/bun-process.ts";
 import { type GgufHeader, isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
 import { LlamaCppAdapter } from "../infra/engines/llamacpp.ts";
 import { MockAdapter } from "../infra/engines/mock.ts";
+import { giveMemoryBack } from "../infra/memory.ts";
 import { SystemClock, SystemEntropy } from "../infra/system-clock.ts";
 import { PinoLog } from "../infra/telemetry/pino-log.ts";
 import { PromMetrics } from "../infra/telemetry/prom-metrics.ts";
@@ -24,6 +25,7 @@ import { Admission } from "../services/admission.ts";
 import { AttemptRunner } from "../services/attempt-runner.ts";
 import { Capabilities } from "../services/capabilities.ts";
 import { Dispatcher } from "../services/dispatcher.ts";
+import { IdleTrim } from "../services/idle-trim.ts";
 import { LoopLag } from "../services/loop-lag.ts";
 import { Pools } from "../services/pools.ts";
 import { Readiness } from "../services/readiness.ts";
@@ -126,6 +128,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const loopLag = new LoopLag(clock);
   loopLag.start();
   releases.add("loop lag sampler", () => loopLag.stop());
+  const idleTrim = new IdleTrim(clock, () => registry, giveMemoryBack);
+  idleTrim.start();
+  releases.add("idle trim", () => idleTrim.stop());
 
   const speeds = {
     speed: (poolId: string) => dispatcher.forecast.speed(poolId),

@@ -98,17 +98,13 @@ export function score(state: PredictorState, promisedEndMs: number, actualEndMs:
 
 /** Decode speed of one stream among `concurrency`: the nearest measured concurrency stands in. */
 export function decodeTps(state: PredictorState, concurrency: number): number {
-  let best: number | null = null;
-  let bestDistance = Number.POSITIVE_INFINITY;
-  for (const [at, tps] of state.decodeTps.entries()) {
-    if (tps === null || tps === undefined) continue;
-    const distance = Math.abs(at - concurrency);
-    if (distance < bestDistance) {
-      best = tps;
-      bestDistance = distance;
-    }
+  const measured = state.decodeTps;
+  // Outwards from where it was asked for; the first hit is the nearest.
+  for (let distance = 0; distance <= Math.max(concurrency, measured.length); distance++) {
+    const tps = measured[concurrency - distance] ?? measured[concurrency + distance];
+    if (tps !== null && tps !== undefined) return tps;
   }
-  return best ?? unknownSpeed.decodeTps;
+  return unknownSpeed.decodeTps;
 }
 
 export function expectedTokensOut(state: PredictorState, maxTokens: number, hint: number | null): number {

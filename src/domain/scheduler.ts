@@ -244,8 +244,7 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
   }
 }
 
-const deadlineMessage =
-  "the deadline passed while the task waited: allow more time or use a less busy pool";
+const deadlineMessage = "the deadline passed while the task waited: allow more time or use a less busy pool";
 
 function taskOf(state: SchedulerState, taskId: string): ScheduledTask {
   const task = state.tasks.get(taskId);

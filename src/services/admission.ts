@@ -63,6 +63,7 @@ export class Admission {
   ) {}
 
   async submit(submission: Submission): Promise<Submitted> {
+    assertInterchangeable(submission.body);
     // Only a task that names itself can come twice; then the first answer stands, whatever the pools do now.
     const bodyDigest = submission.taskId === null ? "" : digestOf(submission.body);
     if (submission.taskId !== null) {
@@ -329,6 +330,30 @@ function compare(a: readonly number[], b: readonly number[]): number {
 function firstOf<T>(values: Iterable<T>): T | null {
   for (const value of values) return value;
   return null;
+}
+
+/**
+ * JSON can spell what no engine and no digest can take: half of a surrogate pair, a number beyond all numbers
+ * (RFC 7493, I-JSON). Refused, for anything else would be a silent change. The parser has bounded the depth.
+ */
+function assertInterchangeable(value: unknown): void {
+  if (typeof value === "string" && !value.isWellFormed())
+    throw new OrchestratorError(
+      "INVALID_PARAMS",
+      "the body holds text that is not Unicode (half of a surrogate pair): send whole characters",
+      { details: { in: "body" } },
+    );
+  if (typeof value === "number" && !Number.isFinite(value))
+    throw new OrchestratorError(
+      "INVALID_PARAMS",
+      "the body holds a number that is too large for a double: send a smaller one",
+      { details: { in: "body" } },
+    );
+  if (typeof value !== "object" || value === null) return;
+  for (const [name, member] of Object.entries(value)) {
+    assertInterchangeable(name);
+    assertInterchangeable(member);
+  }
 }
 
 /** sha256 over the canonical JSON (RFC 8785) of the body, hex. */

@@ -7,6 +7,7 @@
  */
 import { assert, isAssertion } from "../domain/assert.ts";
 import type { ErrorCode } from "../domain/errors.ts";
+import { limits } from "../domain/limits.ts";
 import type { PoolSpec } from "../domain/pool.ts";
 import type { AttemptOutcome, Lease } from "../domain/scheduler-protocol.ts";
 import type { TaskSpec } from "../domain/task.ts";
@@ -52,6 +53,9 @@ interface Running {
   tokensAtStart: number;
   watchdog: Timer | null;
 }
+
+/** Two looks at the engine's slots. */
+const slotConfirmAfterTimeoutMsMin = 2 * limits.slotPollMs;
 
 export class AttemptRunner {
   private readonly running = new Map<number, Running>();
@@ -110,16 +114,26 @@ export class AttemptRunner {
       this.running.delete(attempt.lease.leaseId);
     }
     listener.attemptEnded(attempt, outcome, slotFree, result);
-    if (!slotFree) await this.confirmSlotFree(attempt, listener);
+    if (!slotFree) await this.confirmSlotFree(run, listener);
   }
 
-  private async confirmSlotFree(attempt: Attempt, listener: AttemptListener): Promise<void> {
+  private async confirmSlotFree({ attempt, timedOut }: Running, listener: AttemptListener): Promise<void> {
+    const { slot } = attempt.lease;
+    const late = new AbortController();
+    // An engine that let a watchdog expire was silent long enough already: all its slots wait for this.
+    const patienceMs = Math.max(attempt.pool.timeouts.interTokenMs, slotConfirmAfterTimeoutMsMin);
+    const patience = timedOut === null ? null : this.clock.setTimer(patienceMs, () => late.abort());
     try {
-      await attempt.client.awaitSlotFree(attempt.lease.slot, new AbortController().signal);
+      await attempt.client.awaitSlotFree(slot, late.signal);
       listener.slotFreed(attempt);
     } catch (error) {
       if (!isEngineError(error)) throw error;
-      listener.engineWedged(attempt, `slot ${attempt.lease.slot} was not freed: ${error.message}`);
+      const why = late.signal.aborted
+        ? `a watchdog expired, and nothing for ${patienceMs} ms more`
+        : error.message;
+      listener.engineWedged(attempt, `slot ${slot} was not freed: ${why}`);
+    } finally {
+      patience?.cancel();
     }
   }
 

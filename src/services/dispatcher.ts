@@ -12,13 +12,7 @@ import { errorTable, isOrchestratorError, OrchestratorError } from "../domain/er
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
-import {
-  admit,
-  assess,
-  createScheduler,
-  decide,
-  type SchedulerState,
-} from "../domain/scheduler.ts";
+import { admit, assess, createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
 import type { AttemptOutcome, Command, SchedulerEvent } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";

@@ -138,7 +138,8 @@ export class TaskLog {
   private newChunk(frame: string): Chunk {
     const last = this.chunks[this.chunks.length - 1];
     const grown = last === undefined ? firstChunkBytes : Math.min(last.bytes.byteLength * 2, chunkBytesMax);
-    const size = grown >= frame.length * utf8BytesPerUnitMax ? grown : Math.max(grown, Buffer.byteLength(frame));
+    const size =
+      grown >= frame.length * utf8BytesPerUnitMax ? grown : Math.max(grown, Buffer.byteLength(frame));
     const chunk = { bytes: new Uint8Array(size), used: 0 };
     this.chunks.push(chunk);
     this.account.bytes += size;

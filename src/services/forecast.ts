@@ -46,8 +46,11 @@ export class Forecast {
     const pool = this.pools.get(spec.poolId);
     const sinceMs = this.clock.nowMs() - record.createdMs;
     const deadlineLeftMs = spec.deadlineMs === null ? null : spec.deadlineMs - sinceMs;
-    if (record.state === "running")
-      return predict(pool.predictor, alreadyRunning, 0, this.remainingMs(record), deadlineLeftMs);
+    if (record.state === "running") {
+      const tokenMs = 1000 / decodeTps(pool.predictor, pool.spec.slots);
+      const leftMs = this.remainingMs(record, tokenMs, this.clock.nowMs());
+      return predict(pool.predictor, alreadyRunning, 0, leftMs, deadlineLeftMs);
+    }
     const position = this.scheduler.pools.get(spec.poolId)?.queue.positionOf(spec.taskId) ?? null;
     if (position === null) return null;
     const { queuePosition: all } = assess(this.scheduler, spec.poolId, spec.priority);
@@ -102,20 +105,23 @@ export class Forecast {
     const state = this.scheduler.pools.get(pool.spec.id);
     assert(state !== undefined, "a pool has its queue");
     const slotFreeInMs: number[] = [];
+    const nowMs = this.clock.nowMs();
+    const tokenMs = 1000 / decodeTps(pool.predictor, pool.spec.slots);
     for (const replica of state.replicas.values())
       for (const slot of replica.slots)
-        slotFreeInMs.push(slot.kind === "leased" ? this.remainingMs(this.registry.get(slot.taskId)) : 0);
+        slotFreeInMs.push(
+          slot.kind === "leased" ? this.remainingMs(this.registry.get(slot.taskId), tokenMs, nowMs) : 0,
+        );
     const { queue } = state;
     const workAheadMs = queue.workMs("interactive") + (priority === "batch" ? queue.workMs("batch") : 0);
     return { slotFreeInMs, workAheadMs, slotsExpected: pool.spec.slots * pool.spec.replicas };
   }
 
   /** Of a running task: what is left of its expected output, at the speed of a full replica. */
-  private remainingMs(record: TaskRecord): number {
-    const { predictor, spec } = this.pools.get(record.spec.poolId);
+  private remainingMs(record: TaskRecord, tokenMs: number, nowMs: number): number {
     const tokensLeft = Math.max(1, record.expectedTokensOut - record.tokensOut);
-    if (record.tokensOut > 0) return serviceMs(predictor, 0, tokensLeft, spec.slots);
-    const spentMs = this.clock.nowMs() - (record.startedMs ?? record.createdMs);
+    if (record.tokensOut > 0) return tokensLeft * tokenMs;
+    const spentMs = nowMs - (record.startedMs ?? record.createdMs);
     return Math.max(1, this.serviceOf(record.spec) - spentMs);
   }
 }

@@ -20,9 +20,14 @@ export interface StreamsOptions {
   readonly streamsPerKeyMax: number;
 }
 
+/** One of the streams that a key may have open; given back once, by the stream's end or by who opened none. */
+export interface StreamPlace {
+  readonly release: () => void;
+}
+
 interface Viewer {
   readonly record: TaskRecord;
-  readonly keyId: string;
+  readonly place: StreamPlace;
   readonly counts: boolean;
   readonly cursor: Cursor;
   /** Something was sent since the last beat. */
@@ -49,7 +54,7 @@ export class Streams {
     return this.viewers.size;
   }
 
-  /** Throws RATE_LIMITED when the key has as many open streams as it may. Check before a task is submitted for one. */
+  /** Throws RATE_LIMITED when the key has as many open streams as it may. */
   assertRoom(keyId: string): void {
     if ((this.perKey.get(keyId) ?? 0) < this.options.streamsPerKeyMax) return;
     throw new OrchestratorError(
@@ -59,23 +64,44 @@ export class Streams {
     );
   }
 
+  /** The same, and the place is taken: who submits a task for a stream must be sure of it before the task is. */
+  reserve(keyId: string): StreamPlace {
+    this.assertRoom(keyId);
+    this.perKey.set(keyId, (this.perKey.get(keyId) ?? 0) + 1);
+    let taken = true;
+    const release = (): void => {
+      if (!taken) return;
+      taken = false;
+      const left = (this.perKey.get(keyId) ?? 1) - 1;
+      if (left === 0) this.perKey.delete(keyId);
+      else this.perKey.set(keyId, left);
+    };
+    return { release };
+  }
+
   /**
    * A stream of the events after `afterSeq` (-1: all), ending with the terminal one. `observe`: the viewer does
-   * not count for on_disconnect.
+   * not count for on_disconnect. Throws as `reserve` where no place was.
    */
-  open(record: TaskRecord, keyId: string, afterSeq: number, observe: boolean): ReadableStream<Uint8Array> {
-    this.assertRoom(keyId);
+  open(
+    record: TaskRecord,
+    keyId: string,
+    afterSeq: number,
+    observe: boolean,
+    place: StreamPlace = this.reserve(keyId),
+  ): ReadableStream<Uint8Array> {
     const viewer: Viewer = {
       record,
-      keyId,
+      place,
       counts: !observe,
       cursor: record.log.open(afterSeq),
       active: true,
-      beatDue: false,
+      // Bun holds the head of a response back until its first chunk: where there is no event yet, a comment
+      // takes it out, and the client learns at once that it is connected, and to which task.
+      beatDue: true,
       open: true,
     };
     this.viewers.add(viewer);
-    this.perKey.set(keyId, (this.perKey.get(keyId) ?? 0) + 1);
     if (viewer.counts) this.arrived(record);
     this.armBeat();
     return new ReadableStream<Uint8Array>(
@@ -102,6 +128,7 @@ export class Streams {
     const bytes = viewer.cursor.take();
     if (bytes !== null) {
       viewer.active = true;
+      viewer.beatDue = false;
       controller.enqueue(bytes);
       if (viewer.cursor.done) this.finish(viewer, controller);
       return;
@@ -130,9 +157,7 @@ export class Streams {
     viewer.open = false;
     viewer.cursor.close();
     this.viewers.delete(viewer);
-    const left = (this.perKey.get(viewer.keyId) ?? 1) - 1;
-    if (left === 0) this.perKey.delete(viewer.keyId);
-    else this.perKey.set(viewer.keyId, left);
+    viewer.place.release();
     if (viewer.counts) this.departed(viewer.record);
     if (this.viewers.size === 0) {
       this.beat?.cancel();

@@ -59,10 +59,13 @@ export interface ListQuery {
   readonly limit: number;
 }
 
+const compactAfter = 1024;
+
 export class TaskRegistry {
   private readonly records = new Map<string, TaskRecord>();
-  /** Ended tasks in the order of their end. */
-  private readonly ended = new Set<TaskRecord>();
+  /** Ended tasks in the order of their end, from `endedHead` on. */
+  private readonly ended: TaskRecord[] = [];
+  private endedHead = 0;
   private ordinals = 0;
   readonly account: LogAccount = { bytes: 0 };
 
@@ -71,8 +74,13 @@ export class TaskRegistry {
   get size(): number {
     return this.records.size;
   }
+  /** Ever since the start. */
+  get accepted(): number {
+    return this.ordinals;
+  }
+  /** Not terminal. */
   get live(): number {
-    return this.records.size - this.ended.size;
+    return this.records.size - this.endedCount;
   }
 
   find(taskId: string): TaskRecord | null {
@@ -115,22 +123,39 @@ export class TaskRegistry {
   /** The record has reached its terminal state; the oldest ended ones make room. */
   noteEnded(record: TaskRecord, nowMs: number): void {
     assert(isTerminal(record.state) && record.log.sealed, "an ended task is sealed");
-    this.ended.add(record);
+    this.ended.push(record);
     this.prune(nowMs);
   }
 
   prune(nowMs: number): void {
-    for (const record of this.ended) {
+    // Each is looked at once a call at most: one that is still read goes to the back of the line.
+    for (let looks = this.endedCount; looks > 0; looks--) {
+      const record = this.ended[this.endedHead];
+      assert(record !== undefined, "the line of ended tasks has its counted length");
       const old = nowMs - (record.finishedMs ?? nowMs) > this.retentionMs;
       const many =
-        this.ended.size > limits.finishedTasksMax || this.account.bytes > limits.finishedLogBytesMax;
+        this.endedCount > limits.finishedTasksMax || this.account.bytes > limits.finishedLogBytesMax;
       if (!old && !many) return;
-      // Someone still reads it: it goes at a later turn.
-      if (record.log.viewers > 0) continue;
-      this.ended.delete(record);
+      this.endedHead++;
+      if (record.log.viewers > 0) {
+        this.ended.push(record);
+        continue;
+      }
       this.records.delete(record.spec.taskId);
       record.log.release();
+      this.compact();
     }
+  }
+
+  private get endedCount(): number {
+    return this.ended.length - this.endedHead;
+  }
+
+  /** A line with a moving head, cut now and then: a Set that loses its first element at each step slows down. */
+  private compact(): void {
+    if (this.endedHead < compactAfter || this.endedHead * 2 < this.ended.length) return;
+    this.ended.splice(0, this.endedHead);
+    this.endedHead = 0;
   }
 
   /** Newest first. */

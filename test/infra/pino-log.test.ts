@@ -211,11 +211,16 @@ describe("lines to stdout", () => {
     return { state, write };
   }
 
-  test("go out before the call returns", () => {
+  test("go out together, a moment later, in one call", async () => {
+    const clock = new VirtualClock();
     const { state, write } = pipe();
-    const lines = new StdoutLines({ clock: new VirtualClock(), droppedLine, write });
+    const lines = new StdoutLines({ clock, droppedLine, write });
     lines.write("a\n");
-    expect(state.out).toBe("a\n");
+    lines.write("b\n");
+    expect(state.out).toBe("");
+    await clock.advance(1);
+    expect(state.out).toBe("a\nb\n");
+    expect(state.calls).toBe(1);
   });
 
   test("wait for a full pipe without holding anybody up, keep their order and lose no byte", async () => {
@@ -223,7 +228,10 @@ describe("lines to stdout", () => {
     const { state, write } = pipe();
     const lines = new StdoutLines({ clock, droppedLine, write });
     state.room = 3;
-    for (const line of ["one\n", "two\n", "three\n"]) lines.write(line);
+    for (const line of ["one\n", "two\n", "three\n"]) {
+      lines.write(line);
+      await clock.advance(1);
+    }
     expect(state.out).toBe("one");
     // The pipe was asked when it was found full and not for every line after that.
     expect(state.calls).toBe(2);
@@ -244,17 +252,22 @@ describe("lines to stdout", () => {
     for (let i = 0; i < 9; i++) lines.write(`l${i}\n`);
     state.room = 100;
     await clock.advance(50);
+    await clock.advance(1);
     expect(state.out).toBe("l0\nl1\nl2\ndropped 6\n");
     lines.write("next\n");
+    await clock.advance(1);
     expect(state.out).toEndWith("next\n");
   });
 
-  test("end with the reader: EPIPE is no error of ours", () => {
+  test("end with the reader: EPIPE is no error of ours", async () => {
     const clock = new VirtualClock();
     const { state, write } = pipe();
     const lines = new StdoutLines({ clock, droppedLine, write });
     Object.assign(state, { room: 0, error: "EPIPE" });
     for (let i = 0; i < 3; i++) lines.write("into the void\n");
+    await clock.advance(1);
+    lines.write("and nobody asks again\n");
+    await clock.advance(1);
     expect(state.calls).toBe(1);
     expect(clock.pendingTimers).toBe(0);
     lines.flush();
@@ -286,6 +299,7 @@ describe("lines to stdout", () => {
     lines.write("last words\n");
     lines.flush();
     lines.write("one more\n");
+    lines.flush();
     expect(state.out).toBe("last words\none more\n");
   });
 

@@ -53,6 +53,9 @@ export class RecordingMetrics implements Metrics {
   }
 }
 
+const nothing = (): void => undefined;
+export const silentLog: Log = { debug: nothing, info: nothing, warn: nothing, error: nothing };
+
 const noProcess = (): never => {
   throw new Error("an engine inside this process needs no child process");
 };
@@ -243,7 +246,10 @@ export function eventsIn(text: string): SeenEvent[] {
 export class StreamReader {
   text = "";
   closed = false;
-  private readonly reader: ReturnType<ReadableStream<Uint8Array>["getReader"]>;
+  private readonly reader: {
+    read(): Promise<{ done: boolean; value?: Uint8Array | undefined }>;
+    cancel(): Promise<void>;
+  };
   private readonly decoder = new TextDecoder();
 
   constructor(stream: ReadableStream<Uint8Array>, autostart = true) {

@@ -13,19 +13,15 @@ import { compileConfig } from "../../src/app/config.ts";
 import { systemFiles } from "../../src/app/config-files.ts";
 import { sha256Hex } from "../../src/app/config-keys.ts";
 import type { Daemon } from "../../src/app/daemon.ts";
-import { waitFor } from "./wait.ts";
+import { startDaemon as launch, type Setting, type Settings } from "./daemon.ts";
+
+export type { Setting, Settings };
 
 export const keys = {
   alice: "alice-test-key-5f1c2d3e",
   bob: "bob-test-key-9a440c1f",
   operator: "operator-test-key-6a1c4d57",
 } as const;
-
-/** A section or value of the configuration file. */
-export type Setting = null | boolean | number | string | readonly Setting[] | Settings;
-export interface Settings {
-  readonly [name: string]: Setting;
-}
 
 export interface RunningDaemon {
   readonly url: string;
@@ -41,25 +37,27 @@ export interface LoggingDaemon extends RunningDaemon {
   readonly written: () => string;
 }
 
-/** Closing cuts what runs, the address is a free one, and rates are out of the way. */
-function fileText(settings: Settings, stateDir: string): string {
-  const key = (id: string, text: string, admin: boolean) => ({ id, sha256: sha256Hex(text), admin });
-  return JSON.stringify({
-    log: { level: "error" },
-    limits: { rate: { per_second: 1_000_000, burst: 1_000_000 } },
-    shutdown: { drain_deadline_ms: 0 },
-    auth: {
-      keys: [
-        key("alice", keys.alice, false),
-        key("bob", keys.bob, false),
-        key("operator", keys.operator, true),
-      ],
-    },
-    ...settings,
-    addr: "127.0.0.1:0",
-    state_dir: stateDir,
-  });
-}
+/** The section `auth`: everybody's key; `rates` by the key's id. */
+export const authSettings = (rates: Readonly<Record<string, Setting>> = {}): Settings => ({
+  keys: Object.entries(keys).map(([id, text]) => ({
+    id,
+    sha256: sha256Hex(text),
+    admin: id === "operator",
+    rate: rates[id] ?? null,
+  })),
+});
+
+/** Closing cuts what runs, and rates are out of the way. */
+const testSettings: Settings = {
+  log: { level: "error" },
+  limits: { rate: { per_second: 1_000_000, burst: 1_000_000 } },
+  shutdown: { drain_deadline_ms: 0 },
+  auth: authSettings(),
+};
+
+/** As the text of a file: the address is a free one. */
+const fileText = (settings: Settings, stateDir: string): string =>
+  JSON.stringify({ ...testSettings, ...settings, addr: "127.0.0.1:0", state_dir: stateDir });
 
 const newFolder = (): string => mkdtempSync(join(tmpdir(), "orchd-test-"));
 const portOf = (url: string): number => Number(new URL(url).port);
@@ -98,48 +96,26 @@ export async function startDaemon(settings: Settings): Promise<RunningDaemon> {
   };
 }
 
-/** The same as a process of its own, as an operator starts it. */
+/** The same as a process of its own, as an operator starts it. Its `close` fails where something is left behind. */
 export async function startLoggingDaemon(settings: Settings): Promise<LoggingDaemon> {
   const folder = newFolder();
-  const config = join(folder, "config.yaml");
-  writeFileSync(config, fileText({ log: { level: "debug" }, ...settings }, folder));
-  const child = Bun.spawn([process.execPath, "src/main.ts", "--config", config], {
-    cwd: join(import.meta.dir, "../.."),
-    env: { PATH: process.env.PATH ?? "", HOME: folder },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-  let out = "";
-  let err = "";
-  const drained = [collect(child.stdout, (text) => (out += text)), collect(child.stderr, (text) => (err += text))];
-  const url = await waitFor(
-    () => (child.exitCode !== null ? "" : /address +(http:\S+)/.exec(err)?.[1]),
-    15_000,
-    "the daemon's banner",
-  );
-  if (url === "") throw new Error(`the daemon did not start: ${err}`);
+  const remove = (): void => rmSync(folder, { recursive: true, force: true });
+  const file = join(folder, "mock.yaml");
+  writeFileSync(file, fileText({ log: { level: "debug" }, ...settings }, join(folder, "state")));
+  // With a file of its own it needs no real engine on this machine.
+  const daemon = await launch({ settings: null, args: ["--config", file], folder, until: "listening" });
+  const { url } = daemon;
   return {
     url,
     port: portOf(url),
     get lines() {
-      return out
-        .slice(0, out.lastIndexOf("\n") + 1)
-        .split("\n")
-        .filter((line) => line !== "")
-        .map((line) => JSON.parse(line) as Record<string, unknown>);
+      return daemon.lines;
     },
-    written: () => out + err,
+    written: () => daemon.stdout + daemon.stderr,
     close: async () => {
-      child.kill("SIGTERM");
-      await child.exited;
-      await Promise.all(drained);
-      rmSync(folder, { recursive: true, force: true });
+      await daemon.stop();
+      await daemon.dispose();
+      remove();
     },
   };
-}
-
-async function collect(stream: ReadableStream<Uint8Array>, add: (text: string) => void): Promise<void> {
-  const decoder = new TextDecoder();
-  for await (const bytes of stream) add(decoder.decode(bytes, { stream: true }));
 }

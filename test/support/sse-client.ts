@@ -54,7 +54,7 @@ const patienceMs = 8_000;
 
 export class SseClient {
   readonly #parser = new SseParser();
-  readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
+  readonly #reader: Pick<ReadableStreamDefaultReader<Uint8Array>, "read" | "cancel">;
   #taken = 0;
   #ended = false;
   #failure: unknown = null;
@@ -110,8 +110,14 @@ export class SseClient {
     return this.events;
   }
 
+  /** Resolves once what was received so far, taken or not, is enough; throws when the stream ends before. */
+  async come(what: string, enough: (events: readonly SseEvent[]) => boolean): Promise<void> {
+    await this.#until(what, () => enough(this.events));
+    if (!enough(this.events)) throw new Error(`the stream ended before ${what}`);
+  }
+
   async untilComments(count: number): Promise<void> {
-    await this.#until(`comment ${count}`, () => this.comments >= count);
+    await this.come(`comment ${count}`, () => this.comments >= count);
   }
 
   /** Goes away, as a browser does when its page is closed. */
@@ -142,7 +148,10 @@ export class SseClient {
 
   async #until(what: string, come: () => boolean): Promise<void> {
     const late = Promise.withResolvers<never>();
-    const timer = setTimeout(() => late.reject(new Error(`not within ${patienceMs} ms: ${what}`)), patienceMs);
+    const timer = setTimeout(
+      () => late.reject(new Error(`not within ${patienceMs} ms: ${what}`)),
+      patienceMs,
+    );
     try {
       while (!come() && !this.#ended) await Promise.race([this.#news.promise, late.promise]);
     } finally {

@@ -199,6 +199,8 @@ export class LlamaCppClient implements EngineClient {
   }
 
   awaitSlotFree(slot: number, signal: AbortSignal): Promise<void> {
+    // A wedged engine must not look free: it chooses the slots of embeddings itself, so its answer has to do.
+    if (this.#workload !== "completion") return this.#slotWatch.waitAnswer(signal);
     return this.#slotWatch.waitFree(slot, signal);
   }
 

@@ -20,7 +20,8 @@ const unlaunchedPollMs = 100;
 const slotLine = /slot\s+(launch_slot_|release): id\s+(\d+) \|/;
 
 interface Waiter {
-  readonly slot: number;
+  /** Null: any answer of the engine will do. */
+  readonly slot: number | null;
   readonly sinceMs: number;
   settle(error: EngineError | null): void;
 }
@@ -73,23 +74,34 @@ export class SlotWatch {
     const snapshots = await this.#poll(signal);
     for (const waiter of this.#waiters) {
       if (waiter.sinceMs > askedMs) continue;
-      const snapshot = snapshots.find((one) => one.slot === waiter.slot);
-      if (snapshot !== undefined && !snapshot.busy) waiter.settle(null);
+      const { slot } = waiter;
+      if (slot === null || snapshots.some((one) => one.slot === slot && !one.busy)) waiter.settle(null);
     }
     return [...snapshots];
   }
 
   waitFree(slot: number, signal: AbortSignal): Promise<void> {
+    const log = this.#slots.get(slot);
+    const isFree = log === undefined || log.released;
+    return this.#wait(slot, isFree, log?.launched === true ? limits.slotPollMs : unlaunchedPollMs, signal);
+  }
+
+  /** For work whose slot the engine chooses: its next answer tells that it has got past what it was at. */
+  waitAnswer(signal: AbortSignal): Promise<void> {
+    return this.#wait(null, false, unlaunchedPollMs, signal);
+  }
+
+  #wait(slot: number | null, isFree: boolean, pollMs: number, signal: AbortSignal): Promise<void> {
     if (signal.aborted || this.#closing.signal.aborted) {
       return Promise.reject(new EngineError("aborted", "waiting for a slot was given up"));
     }
-    const log = this.#slots.get(slot);
-    if (log === undefined || log.released) return Promise.resolve();
+    if (isFree) return Promise.resolve();
     return new Promise((resolve, reject) => {
       const onAbort = () => waiter.settle(new EngineError("aborted", "waiting for a slot was given up"));
+      const what = slot === null ? "answer" : `free slot ${slot}`;
       const deadline = this.#clock.setTimer(limits.slotConfirmMsMax, () =>
         waiter.settle(
-          new EngineError("timeout", `the engine did not free slot ${slot} in ${limits.slotConfirmMsMax} ms`),
+          new EngineError("timeout", `the engine did not ${what} in ${limits.slotConfirmMsMax} ms`),
         ),
       );
       const waiter: Waiter = {
@@ -106,7 +118,7 @@ export class SlotWatch {
       };
       signal.addEventListener("abort", onAbort, { once: true });
       this.#waiters.add(waiter);
-      this.#schedule(log.launched ? limits.slotPollMs : unlaunchedPollMs);
+      this.#schedule(pollMs);
     });
   }
 

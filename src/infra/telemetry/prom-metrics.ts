@@ -6,7 +6,11 @@
  * Always: counters and histograms move by the port's verbs, gauges are read at the moment of a scrape; a
  * figure that nobody knows is absent, never zero; every label passes the budget (label-budget.ts).
  */
-import { Counter, Gauge, Histogram, Registry } from "prom-client";
+// Not the index: prom-client-parts.d.ts says why.
+import Counter from "prom-client/lib/counter.js";
+import Gauge from "prom-client/lib/gauge.js";
+import Histogram from "prom-client/lib/histogram.js";
+import Registry from "prom-client/lib/registry.js";
 import type { EngineKind } from "../../domain/pool.ts";
 import { type Priority, priorities } from "../../domain/task.ts";
 import type {

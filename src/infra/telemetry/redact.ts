@@ -41,9 +41,17 @@ const secretEndings =
 
 const punctuation = /[^a-z0-9]/g;
 
+/** The program's field names are a few dozen: each is judged once. */
+const judged = new Map<string, boolean>();
+const judgedMax = 1024;
+
 export function isSecretName(name: string): boolean {
+  const known = judged.get(name);
+  if (known !== undefined) return known;
   const plain = name.toLowerCase().replace(punctuation, "");
-  return secretNames.has(plain) || secretEndings.test(plain);
+  const secret = secretNames.has(plain) || secretEndings.test(plain);
+  if (judged.size < judgedMax) judged.set(name, secret);
+  return secret;
 }
 
 /** Authorization: Basic x, api_key=x, "password":"x" */

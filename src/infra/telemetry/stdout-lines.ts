@@ -1,11 +1,12 @@
 /**
- * Where log lines leave the process: written synchronously, so that a line is out before process.exit, and
- * never waited for, so that a reader who stalls (`orchestratord | less`) cannot stop the event loop.
+ * Where log lines leave the process: collected for a millisecond and then written in one call, because a call
+ * for each line was an eighth of what accepting a task costs; written before process.exit; and never waited
+ * for, so that a reader who stalls (`orchestratord | less`) cannot stop the event loop.
  * pino-log.ts makes one; nobody else writes to stdout while the daemon serves.
  *
  * Always: lines keep their order; at most `pendingBytesMax` wait in memory, what comes on top is dropped and
  * counted, and the count is told as a line of its own once the reader is back; a reader who is gone (EPIPE)
- * ends the logging and nothing else.
+ * ends the logging and nothing else. A kill -9 loses the lines of the last millisecond.
  *
  * Why not pino's own destination: its synchronous one writes to fd 1 as it is, and on a full pipe that call
  * does not return before somebody reads (measured: 4.9 s for a reader that slept 5 s).
@@ -34,6 +35,9 @@ export class StdoutLines {
   private readonly pendingBytesMax: number;
   private readonly droppedLine: (count: number) => string;
   private readonly writeBytes: (fd: number, bytes: Uint8Array) => number;
+  /** Lines of this millisecond, not encoded yet. */
+  private collected = "";
+  private collecting: Timer | null = null;
   private pending: Uint8Array[] = [];
   private pendingBytes = 0;
   private dropped = 0;
@@ -52,19 +56,35 @@ export class StdoutLines {
   /** Takes one whole line with its newline. Never throws, never waits. */
   write(line: string): void {
     if (this.gone) return;
-    const bytes = Buffer.from(line, "utf8");
-    if (this.pendingBytes > 0 && this.pendingBytes + bytes.length > this.pendingBytesMax) {
+    const waiting = this.pendingBytes + this.collected.length;
+    if (waiting > 0 && waiting + line.length > this.pendingBytesMax) {
       this.dropped++;
       return;
     }
+    this.collected += line;
+    if (this.collecting !== null) return;
+    process.once("exit", this.flush);
+    this.collecting = this.clock.setTimer(0, () => {
+      this.encodeCollected();
+      // While a retry is due the pipe was full a moment ago: asking again would only cost calls.
+      if (this.retry === null) this.drain();
+    });
+  }
+
+  private encodeCollected(): void {
+    if (this.collecting === null) return;
+    this.collecting.cancel();
+    this.collecting = null;
+    process.off("exit", this.flush);
+    const bytes = Buffer.from(this.collected, "utf8");
+    this.collected = "";
     this.pending.push(bytes);
     this.pendingBytes += bytes.length;
-    // While a retry is due the pipe was full a moment ago: asking again for each line would only cost calls.
-    if (this.retry === null) this.drain();
   }
 
   /** For process.exit: gives a slow reader a moment, for no timer will run any more. */
   readonly flush = (): void => {
+    this.encodeCollected();
     const patience = new Int32Array(new SharedArrayBuffer(4));
     for (let waitedMs = 0; this.send() === "later"; waitedMs += exitStepMs) {
       if (waitedMs >= exitPatienceMs) this.abandon();
@@ -120,6 +140,7 @@ export class StdoutLines {
 
   private abandon(): void {
     this.gone = true;
+    this.collected = "";
     this.pending = [];
     this.pendingBytes = 0;
   }

@@ -1,0 +1,90 @@
+/**
+ * The daemon in virtual time under faults, seed after seed: some kept, some fixed, some that change with every
+ * commit. A seed that breaks a rule is printed with the command that repeats it; put it into regressions/.
+ */
+import { describe, expect, test } from "bun:test";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { AttemptRunner } from "../../src/services/attempt-runner.ts";
+import { Dispatcher } from "../../src/services/dispatcher.ts";
+import { mutants } from "./mutants.ts";
+import { type SimulationResult, simulate } from "./world.ts";
+
+const tasks = 300;
+const real = { Dispatcher, AttemptRunner };
+
+async function holds(seed: number, count = tasks): Promise<SimulationResult> {
+  const run = await simulate(seed, count);
+  if (run.violations.length > 0)
+    throw new Error(
+      `seed ${seed} broke ${run.violations.length} rules:\n  ${run.violations.slice(0, 5).join("\n  ")}\n` +
+        `repeat it: bun scripts/simulate.ts --seed ${seed} --tasks ${count}`,
+    );
+  return run;
+}
+
+/** Different for every commit, the same for everyone who has that commit. */
+function seedOfCommit(): number {
+  const git = Bun.spawnSync(["git", "rev-parse", "--short=8", "HEAD"], { stdout: "pipe", stderr: "ignore" });
+  const commit = Number.parseInt(git.stdout.toString().trim(), 16);
+  return git.success && Number.isSafeInteger(commit) ? commit : 20_260_101;
+}
+
+describe("every rule holds", () => {
+  const folder = join(import.meta.dir, "regressions");
+  for (const file of readdirSync(folder).filter((name) => name.endsWith(".json"))) {
+    const kept: { seed: number; tasks: number; found: string } = JSON.parse(
+      readFileSync(join(folder, file), "utf8"),
+    );
+    test(`for the kept seed ${kept.seed}: ${kept.found}`, async () => {
+      await holds(kept.seed, kept.tasks);
+    });
+  }
+
+  test("for fixed seeds, and they do meet what the rules are about", async () => {
+    const seen = { engines: 0, enginesLost: 0, agedStarts: 0, putBacks: 0, tokens: 0 };
+    const outcomes = new Map<string, number>();
+    for (let seed = 1; seed <= 20; seed++) {
+      const run = await holds(seed);
+      for (const name of Object.keys(seen) as (keyof typeof seen)[]) seen[name] += run[name];
+      for (const [outcome, count] of Object.entries(run.outcomes))
+        outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + count);
+    }
+    // Rules that nothing puts to the test hold easily.
+    for (const [name, count] of Object.entries(seen)) expect([name, count > 50]).toEqual([name, true]);
+    for (const outcome of [
+      "end",
+      "CANCELED",
+      "WORKER_RESET",
+      "DECODE_TIMEOUT",
+      "DEADLINE_UNMET",
+      "INVALID_PARAMS",
+      "ADMISSION_REJECT",
+      "POOL_UNAVAILABLE",
+    ])
+      expect([outcome, (outcomes.get(outcome) ?? 0) > 5]).toEqual([outcome, true]);
+  });
+
+  const base = seedOfCommit();
+  test(`for seeds of this commit: ${base} to ${base + 19}`, async () => {
+    for (let seed = base; seed < base + 20; seed++) await holds(seed);
+  });
+
+  test("for long runs", async () => {
+    for (const seed of [base + 20, base + 21, base + 22]) await holds(seed, 3000);
+  });
+});
+
+test("the same seed is the same run", async () => {
+  expect(await simulate(3, 120)).toEqual(await simulate(3, 120));
+});
+
+describe("the checker notices a daemon that", () => {
+  for (const { what, parts, noticed } of mutants)
+    test(what, async () => {
+      const said: string[] = [];
+      for (let seed = 1; seed <= 30 && !said.some((line) => noticed.test(line)); seed++)
+        said.push(...(await simulate(seed, tasks, { ...real, ...parts })).violations);
+      expect(said.find((line) => noticed.test(line)) ?? said.join("\n")).toMatch(noticed);
+    });
+});

@@ -1,0 +1,190 @@
+/**
+ * What the onlooker knows of one task: where it is by what engines do, and what its log says, frame by frame.
+ * The rules about a single task's stream are here; those about many tasks in checker.ts.
+ */
+
+export interface Seen {
+  readonly taskId: string;
+  readonly poolId: string;
+  readonly priority: "interactive" | "batch";
+  readonly tokens: number;
+  readonly deadlineMs: number | null;
+  readonly onDisconnect: "cancel" | "continue";
+  /** Order of sending. */
+  readonly nth: number;
+  readonly atMs: number;
+}
+
+export class TaskStory {
+  accepted = false;
+  refused: string | null = null;
+  phase: "sent" | "waiting" | "running" | "ending" | "ended" = "sent";
+  waitsSinceMs = 0;
+  leftQueueAtMs: number | null = null;
+  /** When it was first put back after a start: from then on it does not count against the capacity. */
+  cutAtMs: number | null = null;
+  /** Those that count for on_disconnect. */
+  viewers = 0;
+  lastLeftAtMs: number | null = null;
+  cancelAtMs: number | null = null;
+  cancelResolved = false;
+  attempts = 0;
+  /** Of the last attempt. */
+  generation = 0;
+  spoken = 0;
+  lastEnd: "finished" | "refused" | "broken" | "aborted" | null = null;
+  batchStartsWhileAged = 0;
+  interactiveStartsWhileAged = 0;
+  /** Of its log. */
+  text = "";
+  frames = 0;
+  tokens = 0;
+  terminal: { readonly event: string; readonly code: string } | null = null;
+  private started = false;
+
+  constructor(
+    readonly seen: Seen,
+    private readonly violation: (what: string) => void,
+  ) {}
+
+  get nth(): number {
+    return this.seen.nth;
+  }
+
+  wait(sinceMs: number): void {
+    this.phase = "waiting";
+    this.waitsSinceMs = sinceMs;
+    this.leftQueueAtMs = null;
+    this.batchStartsWhileAged = 0;
+    this.interactiveStartsWhileAged = 0;
+  }
+
+  leave(to: "running" | "ending" | "ended", nowMs: number): void {
+    this.phase = to;
+    this.leftQueueAtMs ??= nowMs;
+  }
+
+  begin(generation: number): void {
+    this.attempts++;
+    this.generation = generation;
+    this.spoken = 0;
+    this.lastEnd = null;
+  }
+
+  /** It waited before this instant, and nothing that may end it has happened. */
+  certainlyWaits(nowMs: number): boolean {
+    const { deadlineMs, atMs } = this.seen;
+    return (
+      this.accepted &&
+      this.phase === "waiting" &&
+      this.waitsSinceMs < nowMs &&
+      this.cancelAtMs === null &&
+      (deadlineMs === null || atMs + deadlineMs > nowMs)
+    );
+  }
+
+  read(text: string): void {
+    this.text += text;
+    for (const block of text.split("\n\n")) if (block !== "") this.readFrame(block);
+  }
+
+  private readFrame(block: string): void {
+    const [idLine, eventLine, dataLine] = block.split("\n");
+    const event = eventLine?.replace("event: ", "") ?? "";
+    const data: Record<string, unknown> = JSON.parse(dataLine?.replace("data: ", "") ?? "null");
+    const at = `task ${this.nth}, frame ${this.frames}`;
+    if (this.terminal !== null) this.violation(`${at}: ${event} after the ${this.terminal.event}`);
+    if (idLine !== `id: ${this.frames}`) this.violation(`${at} has ${idLine}`);
+    this.frames++;
+    switch (event) {
+      case "started":
+        if (this.started || this.tokens > 0) this.violation(`${at}: started again`);
+        if (this.phase !== "running" && this.phase !== "ending")
+          this.violation(`${at}: started while no engine works for it`);
+        this.started = true;
+        break;
+      case "token":
+        if (!this.started) this.violation(`${at}: a token before started`);
+        if (data.i !== this.tokens) this.violation(`${at}: i is ${data.i} and not ${this.tokens}`);
+        // The scripted engine's words say which generation spoke them, and as which of its tokens.
+        if (data.t !== `${this.generation}.${this.tokens} `)
+          this.violation(`${at}: ${data.t} is not the word that generation ${this.generation} said`);
+        this.tokens++;
+        break;
+      case "metrics":
+        if (this.tokens === 0) this.violation(`${at}: metrics before the first token`);
+        break;
+      case "end":
+        this.terminal = { event, code: "" };
+        if (data.tokens_out !== this.tokens)
+          this.violation(`${at}: tokens_out ${data.tokens_out} of ${this.tokens}`);
+        if (data.finish_reason !== "length") this.violation(`${at}: finish_reason ${data.finish_reason}`);
+        break;
+      case "error":
+        this.terminal = { event, code: String(data.code) };
+        break;
+      default:
+        this.violation(`${at}: there is no event ${event}`);
+    }
+  }
+
+  /** Another viewer reads a part of the log without gaps; only a cancel lets it jump, to the last frame. */
+  judgeViewer(from: number, text: string, closed: boolean): void {
+    const blocks = (all: string) =>
+      all.split("\n\n").filter((block) => block !== "" && !block.startsWith(":"));
+    const all = blocks(this.text);
+    const read = blocks(text);
+    const expected = all.slice(from, from + read.length);
+    const jumped = this.terminal?.code === "CANCELED" && read.length > 0 && read.at(-1) === all.at(-1);
+    if (jumped) expected.splice(-1, 1, all.at(-1) ?? "");
+    if (read.join() !== expected.join())
+      this.violation(`a viewer of task ${this.nth} read something else than its log`);
+    if (closed && from < all.length && read.at(-1) !== all.at(-1))
+      this.violation(`a stream of task ${this.nth} was closed before its end`);
+  }
+
+  /** Was this a reason to end the task so? */
+  judgeEnd(nowMs: number, engineServes: boolean, enginesLost: boolean, attemptsMax: number): void {
+    const { terminal, lastEnd } = this;
+    if (terminal === null) return;
+    const { code } = terminal;
+    const why = (holds: boolean, otherwise: string) => {
+      if (!holds) this.violation(`task ${this.nth} ended with ${code || "end"}, but ${otherwise}`);
+    };
+    if (terminal.event === "end") {
+      why(lastEnd === "finished", "its engine had not finished");
+      why(this.tokens === this.seen.tokens, `${this.tokens} of ${this.seen.tokens} tokens had come`);
+      return;
+    }
+    why(lastEnd !== "finished" || this.cancelAtMs !== null, "its engine had finished");
+    const { deadlineMs, atMs } = this.seen;
+    // Starts on an engine that was lost meanwhile are attempts too, and cannot be seen from here.
+    const lastChance = this.spoken > 0 || this.attempts === attemptsMax || enginesLost;
+    switch (code) {
+      case "CANCELED":
+        why(this.cancelAtMs !== null, "nobody had asked for it");
+        break;
+      case "DEADLINE_UNMET":
+        why(deadlineMs !== null && nowMs >= atMs + deadlineMs, "its deadline had not passed");
+        why(this.phase !== "running" && this.spoken === 0, "it ran");
+        break;
+      case "POOL_UNAVAILABLE":
+        why(!engineServes, "an engine of its pool served");
+        break;
+      case "INVALID_PARAMS":
+        why(lastEnd === "refused", "no engine had refused it");
+        break;
+      case "DECODE_TIMEOUT":
+        why(lastEnd === "aborted" && lastChance, "no watchdog had cut its last chance");
+        break;
+      case "WORKER_RESET":
+        why(
+          (lastEnd === "broken" || this.spoken === 0) && lastChance,
+          "its engine had not broken off its last chance",
+        );
+        break;
+      default:
+        why(false, "no such code belongs here");
+    }
+  }
+}
