@@ -94,6 +94,8 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   });
 
   const registry = new TaskRegistry(config.tasks.retentionMs);
+  registry.startPruning(clock);
+  releases.add("task registry", () => registry.stopPruning());
   const dispatcher = new Dispatcher({
     clock,
     log,

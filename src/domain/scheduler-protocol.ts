@@ -25,6 +25,8 @@ export type AttemptOutcome =
       readonly code: ErrorCode;
       readonly message: string;
       readonly tokensProduced: number;
+      /** False: the engine was gone before it saw the task, which says nothing about the task. */
+      readonly began: boolean;
     };
 
 export type SchedulerEvent =

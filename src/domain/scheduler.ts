@@ -14,7 +14,7 @@
 import { assert, assertNever } from "./assert.ts";
 import type { ErrorCode } from "./errors.ts";
 import { limits } from "./limits.ts";
-import { place, type ReplicaSlots } from "./placement.ts";
+import { chooseSlot, neverUsed, place, type ReplicaSlots } from "./placement.ts";
 import { type QueueEntry, TaskQueue } from "./queue.ts";
 import type { Admission, Command, Lease, SchedulerEvent } from "./scheduler-protocol.ts";
 import { isTerminal, type Priority, type TaskState, type TerminalState, transition } from "./task.ts";
@@ -32,6 +32,8 @@ export interface ScheduledTask {
   readonly priority: Priority;
   readonly admittedMs: number;
   readonly expectedMs: number;
+  /** How its prompt begins (prefix.ts). */
+  readonly prefix: readonly number[];
   /** Its deadline passed while it ran: it may finish, it does not start again. */
   overdue: boolean;
   state: TaskState;
@@ -130,6 +132,7 @@ export function admit(
     poolId: string;
     priority: Priority;
     expectedMs: number;
+    prefix?: readonly number[];
   },
   nowMs: number,
 ): Admission {
@@ -139,6 +142,7 @@ export function admit(
   const pool = poolOf(state, task.poolId);
   const scheduled: ScheduledTask = {
     ...task,
+    prefix: task.prefix ?? [],
     ordinal: ++state.admissions,
     admittedMs: nowMs,
     overdue: false,
@@ -178,7 +182,7 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
       pool.replicas.set(event.replicaId, {
         replicaId: event.replicaId,
         incarnation: event.incarnation,
-        slots: Array.from({ length: event.slots }, () => ({ kind: "free" as const })),
+        slots: Array.from({ length: event.slots }, () => neverUsed),
         busy: 0,
       });
       schedule(state, pool, nowMs, commands);
@@ -221,7 +225,7 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
       const pool = poolOf(state, event.poolId);
       const replica = pool.replicas.get(event.replicaId);
       if (replica === undefined || replica.incarnation !== event.incarnation) return commands;
-      freeSlot(replica, event.leaseId, commands);
+      freeSlot(state, replica, event.leaseId, commands);
       schedule(state, pool, nowMs, commands);
       return commands;
     }
@@ -264,7 +268,7 @@ function attemptEnded(
   const holds = task?.lease?.leaseId === lease.leaseId;
   const replica = pool.replicas.get(lease.replicaId);
   if (replica !== undefined && replica.incarnation === lease.incarnation) {
-    if (event.slotFree) freeSlot(replica, lease.leaseId, commands);
+    if (event.slotFree) freeSlot(state, replica, lease.leaseId, commands);
     else if (holds) markReleasing(replica, lease.leaseId);
   }
   if (task === undefined || !holds) {
@@ -282,7 +286,7 @@ function attemptEnded(
       end(state, task, "failed", outcome.code, outcome.message, commands, lease.replicaId);
       break;
     case "lost":
-      if (outcome.tokensProduced === 0) task.fruitlessAttempts++;
+      if (outcome.tokensProduced === 0 && outcome.began) task.fruitlessAttempts++;
       if (outcome.tokensProduced > 0 || task.fruitlessAttempts >= state.options.attemptsMax) {
         end(state, task, "failed", outcome.code, outcome.message, commands, lease.replicaId);
       } else if (pool.unavailable !== null) {
@@ -338,13 +342,14 @@ function markReleasing(replica: ReplicaSlots, leaseId: number): void {
   const index = replica.slots.findIndex((s) => s.kind === "leased" && s.leaseId === leaseId);
   const slot = replica.slots[index];
   assert(slot !== undefined && slot.kind === "leased", `lease ${leaseId} holds a slot`);
-  replica.slots[index] = { kind: "releasing", leaseId, taskId: slot.taskId };
+  replica.slots[index] = { ...slot, kind: "releasing" };
 }
 
-function freeSlot(replica: ReplicaSlots, leaseId: number, commands: Command[]): void {
+function freeSlot(state: SchedulerState, replica: ReplicaSlots, leaseId: number, commands: Command[]): void {
   const index = replica.slots.findIndex((s) => s.kind !== "free" && s.leaseId === leaseId);
-  assert(index >= 0, `lease ${leaseId} holds a slot`);
-  replica.slots[index] = { kind: "free" };
+  const slot = replica.slots[index];
+  assert(slot !== undefined, `lease ${leaseId} holds a slot`);
+  replica.slots[index] = { kind: "free", prefix: slot.prefix, freedAt: state.leases };
   replica.busy--;
   assert(replica.busy >= 0, "busy slots never go below zero");
   commands.push({
@@ -363,7 +368,8 @@ function schedule(state: SchedulerState, pool: PoolState, nowMs: number, command
     const entry = pick(state, pool, nowMs);
     pool.queue.remove(entry.taskId);
     const task = taskOf(state, entry.taskId);
-    const { replica, slot } = placement;
+    const { replica } = placement;
+    const slot = chooseSlot(replica, task.prefix);
     const lease: Lease = {
       leaseId: ++state.leases,
       replicaId: replica.replicaId,
@@ -371,7 +377,8 @@ function schedule(state: SchedulerState, pool: PoolState, nowMs: number, command
       slot,
     };
     assert(replica.slots[slot]?.kind === "free", "only a free slot is leased");
-    replica.slots[slot] = { kind: "leased", leaseId: lease.leaseId, taskId: task.taskId };
+    const { prefix, taskId } = task;
+    replica.slots[slot] = { kind: "leased", leaseId: lease.leaseId, taskId, prefix };
     replica.busy++;
     assert(replica.busy <= replica.slots.length, "leases stay within the slots");
     task.state = transition(task.state, "running");

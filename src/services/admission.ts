@@ -3,7 +3,6 @@
  * to do. All awaits (the engine counting tokens, rendering a chat) come first; then one turn of the dispatcher
  * decides everything at once. Called by the API; `probe` exercises the same checks for /readyz.
  */
-import { createHash } from "node:crypto";
 import canonicalize from "canonicalize";
 import { closest } from "fastest-levenshtein";
 import { isAssertion } from "../domain/assert.ts";
@@ -358,7 +357,5 @@ function assertInterchangeable(value: unknown): void {
 
 /** sha256 over the canonical JSON (RFC 8785) of the body, hex. */
 function digestOf(body: unknown): string {
-  return createHash("sha256")
-    .update(canonicalize(body) ?? "")
-    .digest("hex");
+  return new Bun.CryptoHasher("sha256").update(canonicalize(body) ?? "").digest("hex");
 }

@@ -145,7 +145,7 @@ export class AttemptRunner {
       const message = run.sawToken
         ? `no token for ${interTokenMs} ms (timeouts.inter_token_ms): try again`
         : `no first token within ${firstTokenMs} ms (timeouts.first_token_ms): try again, or with a shorter prompt`;
-      return { kind: "lost", code: run.timedOut, message, tokensProduced };
+      return { kind: "lost", code: run.timedOut, message, tokensProduced, began: true };
     }
     switch (error.engineErrorKind) {
       case "rejected":
@@ -163,6 +163,7 @@ export class AttemptRunner {
           code: "WORKER_RESET",
           message: `the engine broke off (${error.message}): submit the task again`,
           tokensProduced,
+          began: true,
         };
     }
   }
@@ -354,7 +355,10 @@ export const contextMessage = (tokensIn: number, maxTokens: number, ctx: number)
   `prompt (${tokensIn} tokens) and max_tokens (${maxTokens}) exceed the context of ${ctx} tokens: ` +
   `shorten the prompt or ask for at most ${Math.max(0, ctx - tokensIn)} tokens`;
 
-/** After these the engine holds nothing of ours; after the others it must say so itself. */
+/**
+ * After these the engine holds nothing of ours; after the others it must say so itself. "Busy" is one of the
+ * others: whoever holds the slot there, the task may not try again before it is free.
+ */
 function leavesSlotFree(error: EngineError): boolean {
-  return ["rejected", "context", "unsupported", "unavailable"].includes(error.engineErrorKind);
+  return ["rejected", "context", "unsupported"].includes(error.engineErrorKind);
 }

@@ -12,6 +12,7 @@ import { errorTable, isOrchestratorError, OrchestratorError } from "../domain/er
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
+import { prefixOf } from "../domain/prefix.ts";
 import { admit, assess, createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
 import type { AttemptOutcome, Command, SchedulerEvent } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
@@ -314,7 +315,8 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
     record.engineVersion = this.pools.get(spec.poolId).identity?.engineVersion ?? "unknown";
     const { taskId, poolId, priority, deadlineMs } = spec;
     const expectedMs = this.forecast.serviceOf(spec);
-    const admission = admit(this.state, { taskId, poolId, priority, expectedMs }, nowMs);
+    const prefix = prefixOf(beginningOf(spec));
+    const admission = admit(this.state, { taskId, poolId, priority, expectedMs, prefix }, nowMs);
     assert(admission.kind === "accepted", "what was not refused is admitted");
     this.telemetry.admitted(record, engine);
     if (deadlineMs !== null) this.armDeadline(taskId, deadlineMs);
@@ -371,7 +373,8 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
       // The replica was lost and its replica_lost waits in the mailbox behind this decision.
       const { taskId } = command;
       const message = "the engine was lost before the start";
-      const outcome = { kind: "lost" as const, code: "WORKER_RESET" as const, message, tokensProduced: 0 };
+      const lost = { kind: "lost" as const, code: "WORKER_RESET" as const, message };
+      const outcome = { ...lost, tokensProduced: 0, began: false };
       const event = {
         type: "attempt_ended" as const,
         taskId,
@@ -426,4 +429,12 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
     this.telemetry.ended(record, pool.spec.engine, state, message, nowMs);
     registry.noteEnded(record, nowMs);
   }
+}
+
+/** What decides which KV cache serves the task; nothing where it asked for none. */
+function beginningOf({ input, kvHint, renderedPrompt }: TaskSpec): string {
+  if (kvHint === "cold") return "";
+  if (renderedPrompt !== null) return renderedPrompt;
+  if (input.kind === "prompt") return input.prompt;
+  return input.kind === "messages" ? input.messages.map((m) => `${m.role}\n${m.content}\n`).join("") : "";
 }

@@ -23,6 +23,8 @@ import type { AttemptResult, TaskRecord, TaskRegistry } from "./task-registry.ts
 /** A place in an empty pool: what is left of a running task depends on nothing else. */
 const alreadyRunning: PoolLoad = { slotFreeInMs: [0], workAheadMs: 0, slotsExpected: 1 };
 const retryAfterMsMin = 100;
+/** Until an engine has freed a slot whose attempt was cut: milliseconds while decoding, up to a second before. */
+const releasingMs = 250;
 
 export class Forecast {
   constructor(
@@ -110,7 +112,11 @@ export class Forecast {
     for (const replica of state.replicas.values())
       for (const slot of replica.slots)
         slotFreeInMs.push(
-          slot.kind === "leased" ? this.remainingMs(this.registry.get(slot.taskId), tokenMs, nowMs) : 0,
+          slot.kind === "leased"
+            ? this.remainingMs(this.registry.get(slot.taskId), tokenMs, nowMs)
+            : slot.kind === "releasing"
+              ? releasingMs
+              : 0,
         );
     const { queue } = state;
     const workAheadMs = queue.workMs("interactive") + (priority === "batch" ? queue.workMs("batch") : 0);

@@ -11,6 +11,7 @@ import type { EmbeddingResult, RerankResult } from "../domain/events.ts";
 import { limits } from "../domain/limits.ts";
 import type { Prediction } from "../domain/predictor.ts";
 import { isTerminal, type TaskSpec, type TaskState } from "../domain/task.ts";
+import type { Clock, Timer } from "../ports/clock.ts";
 import { type LogAccount, TaskLog } from "./event-log.ts";
 
 /** What an attempt brought: what the terminal event tells and the predictor learns from. */
@@ -60,13 +61,16 @@ export interface ListQuery {
 }
 
 const compactAfter = 1024;
+const pruneEveryMs = 60_000;
 
 export class TaskRegistry {
   private readonly records = new Map<string, TaskRecord>();
   /** Ended tasks in the order of their end, from `endedHead` on. */
   private readonly ended: TaskRecord[] = [];
   private endedHead = 0;
+  private endedBytes = 0;
   private ordinals = 0;
+  private pruning: Timer | null = null;
   readonly account: LogAccount = { bytes: 0 };
 
   constructor(private readonly retentionMs: number) {}
@@ -124,7 +128,21 @@ export class TaskRegistry {
   noteEnded(record: TaskRecord, nowMs: number): void {
     assert(isTerminal(record.state) && record.log.sealed, "an ended task is sealed");
     this.ended.push(record);
+    this.endedBytes += record.log.bytes;
     this.prune(nowMs);
+  }
+
+  /** Forgets by age also while nothing ends. */
+  startPruning(clock: Clock): void {
+    this.pruning = clock.setTimer(pruneEveryMs, () => {
+      this.prune(clock.nowMs());
+      this.startPruning(clock);
+    });
+  }
+
+  stopPruning(): void {
+    this.pruning?.cancel();
+    this.pruning = null;
   }
 
   prune(nowMs: number): void {
@@ -133,8 +151,7 @@ export class TaskRegistry {
       const record = this.ended[this.endedHead];
       assert(record !== undefined, "the line of ended tasks has its counted length");
       const old = nowMs - (record.finishedMs ?? nowMs) > this.retentionMs;
-      const many =
-        this.endedCount > limits.finishedTasksMax || this.account.bytes > limits.finishedLogBytesMax;
+      const many = this.endedCount > limits.finishedTasksMax || this.endedBytes > limits.finishedLogBytesMax;
       if (!old && !many) return;
       this.endedHead++;
       if (record.log.viewers > 0) {
@@ -142,6 +159,7 @@ export class TaskRegistry {
         continue;
       }
       this.records.delete(record.spec.taskId);
+      this.endedBytes -= record.log.bytes;
       record.log.release();
       this.compact();
     }

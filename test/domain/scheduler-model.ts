@@ -33,6 +33,8 @@ interface ModelReplica {
   readonly incarnation: number;
   /** Lease id, or null. */
   readonly slots: (number | null)[];
+  /** For each slot the number of leases there had been when it was last freed: idle longest goes first. */
+  readonly freedAt: number[];
 }
 
 interface ModelPool {
@@ -117,7 +119,8 @@ export class Model {
         const pool = this.pool(event.poolId);
         pool.unavailable = null;
         const slots = new Array<number | null>(event.slots).fill(null);
-        pool.replicas.push({ id: event.replicaId, incarnation: event.incarnation, slots });
+        const freedAt = slots.map(() => 0);
+        pool.replicas.push({ id: event.replicaId, incarnation: event.incarnation, slots, freedAt });
         return this.starts(event.poolId, nowMs);
       }
       case "replica_lost": {
@@ -212,7 +215,9 @@ export class Model {
       if (task === undefined) throw new Error("the model found nothing to start");
       pool.starts.push({ watched: aged.length > 0, taken: chosen !== undefined });
       for (const t of aged) t.startsSinceAged++;
-      const slot = replica.slots.indexOf(null);
+      const free = [...replica.slots.keys()].filter((at) => replica.slots[at] === null);
+      const slot =
+        free.sort((x, y) => (replica.freedAt[x] ?? 0) - (replica.freedAt[y] ?? 0) || x - y)[0] ?? -1;
       this.leases++;
       replica.slots[slot] = this.leases;
       const { id: replicaId, incarnation } = replica;
@@ -254,7 +259,9 @@ export class Model {
   private free(pool: string, replica: string, incarnation: number, leaseId: number): Command | null {
     const found = this.replica(pool, replica);
     if (found === null || found.incarnation !== incarnation) return null;
-    found.slots[found.slots.indexOf(leaseId)] = null;
+    const at = found.slots.indexOf(leaseId);
+    found.slots[at] = null;
+    found.freedAt[at] = this.leases;
     return { type: "note_slots_busy", replicaId: replica, incarnation, busy: this.busyOf(pool, replica) };
   }
 

@@ -15,6 +15,7 @@ const lost = (tokensProduced: number): AttemptOutcome => ({
   code: "WORKER_RESET",
   message: "gone",
   tokensProduced,
+  began: true,
 });
 
 type Decide = typeof decide;

@@ -13,11 +13,12 @@ import type { Priority } from "../../src/domain/task.ts";
 import { attemptsMax, batchMaxWaitMs } from "./scheduler-model.ts";
 
 const options = { attemptsMax, batchMaxWaitMs };
-const lost = (tokensProduced = 0): AttemptOutcome => ({
+const lost = (tokensProduced = 0, began = true): AttemptOutcome => ({
   kind: "lost",
   code: "WORKER_RESET",
   message: "gone",
   tokensProduced,
+  began,
 });
 
 /** One pool, driven by hand. */
@@ -154,6 +155,16 @@ describe("the scheduler", () => {
     bench.ready(1, "p-0", 9);
     bench.admit("b");
     expect(bench.ended("b", lost(1))).toEqual(["finish b failed WORKER_RESET"]);
+  });
+
+  test("does not hold it against a task that its engine was gone before it began", () => {
+    const bench = new Bench();
+    bench.admit("a");
+    for (let n = 1; n <= attemptsMax + 2; n++) {
+      bench.ready(1, "p-0", n);
+      bench.lose("p-0", n);
+      expect(bench.ended("a", lost(0, false), false)).toEqual(["requeue a"]);
+    }
   });
 
   test("frees the slot of a canceled task when the engine has freed it, not before", () => {

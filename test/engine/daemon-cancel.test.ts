@@ -168,7 +168,8 @@ async function assertSoon(name: string, task: Task, share: number, before: Speed
     if (values.length === 0) continue;
     const seen = percentiles(values);
     const speeds = `${Math.round(decodeTps)} and ${Math.round(prefillTps)} tokens/s`;
-    console.info(`cancel, ${name}, ${phase}: slot free after ms`, { n: values.length, ...seen }, speeds);
+    const shown = JSON.stringify({ n: values.length, ...seen });
+    console.info(`cancel, ${name}, ${phase}: slot free after ms ${shown}; ${speeds}`);
     expect(seen.p90).toBeLessThan(bounds[phase]);
     // One in ten may meet a process that the machine did not let run.
     expect(seen.max).toBeLessThan(3 * bounds[phase]);

@@ -1,0 +1,28 @@
+/**
+ * How much of its beginning one text shares with another, without keeping either: hashes of growing prefixes at
+ * block borders. The scheduler compares what waits with what a slot held last, so that a task meets the KV cache
+ * of its own beginning (a system prompt, the turns before). A wrong match costs a cache miss, never a result.
+ */
+
+const blockChars = 64;
+/** 16,384 characters: texts that agree that far agree enough. */
+const blocksMax = 256;
+
+/** FNV-1a over UTF-16 units, the running value taken at every block border. */
+export function prefixOf(text: string): readonly number[] {
+  const blocks: number[] = [];
+  const end = Math.min(Math.floor(text.length / blockChars), blocksMax) * blockChars;
+  let hash = 0x811c9dc5;
+  for (let at = 0; at < end; at++) {
+    hash = Math.imul(hash ^ text.charCodeAt(at), 0x01000193);
+    if ((at + 1) % blockChars === 0) blocks.push(hash);
+  }
+  return blocks;
+}
+
+/** Blocks that two prefixes have in common from the start. */
+export function sharedBlocks(a: readonly number[], b: readonly number[]): number {
+  let shared = 0;
+  while (shared < a.length && a[shared] === b[shared]) shared++;
+  return shared;
+}
