@@ -84,7 +84,6 @@ Feature: Every failure has a code that says what to do next
   @ORCHD-TASK-5 @ORCHD-ADM-3
   Scenario Outline: A deadline that cannot be met is refused at once: <deadline> ms
     Given its tokens take 100 ms
-    And the setting "admission.min_on_time_probability" is 0.5
     And the pool "words" is ready
     When alice submits "late":
       | prompt      | Once upon a time |

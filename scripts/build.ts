@@ -115,7 +115,12 @@ export async function build(options: { force?: boolean } = {}): Promise<BuildRes
       minify: true,
       bytecode: true, // a start takes half as long
       sourcemap: "linked", // embedded: a stack trace in the log names the source line
-      define: { ORCHD_VERSION: JSON.stringify(version), ORCHD_COMMIT: JSON.stringify(commitId) },
+      define: {
+        ORCHD_VERSION: JSON.stringify(version),
+        ORCHD_COMMIT: JSON.stringify(commitId),
+        // As src/app/production.ts has it; here it also drops what libraries keep for development only.
+        "process.env.NODE_ENV": '"production"',
+      },
       // Else the binary would obey .env and bunfig.toml of the directory it is started in, foreign code included.
       compile: { outfile: draft, autoloadDotenv: false, autoloadBunfig: false },
     });

@@ -2,6 +2,7 @@
  * The composition root: the only file that names concrete adapters. Builds everything from the compiled
  * configuration and returns a running daemon; what was built is released last-in first-out.
  */
+import "./production.ts";
 import { join } from "node:path";
 import { apiVersion } from "../api/api-version.ts";
 import { capabilitiesRoutes } from "../api/capabilities.ts";
@@ -130,7 +131,11 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const loopLag = new LoopLag(clock);
   loopLag.start();
   releases.add("loop lag sampler", () => loopLag.stop());
-  const idleTrim = new IdleTrim(clock, () => registry, giveMemoryBack);
+  const idleTrim = new IdleTrim(
+    clock,
+    () => registry,
+    () => void giveMemoryBack(),
+  );
   idleTrim.start();
   releases.add("idle trim", () => idleTrim.stop());
 

@@ -12,6 +12,9 @@ const learningRate = 0.1;
 const coldRelativeError = 0.5;
 /** What one promise can count for at most. */
 const errorMax = 10;
+/** No prediction is better than a few per cent, none so bad that it says nothing. */
+const sigmaMin = 0.03;
+const sigmaMax = 1.5;
 /** max_tokens buckets by powers of four: short answers tell little about long ones. */
 const bucketOf = (maxTokens: number): number => Math.ceil(Math.log2(Math.max(1, maxTokens)) / 2);
 /** Tokens and speeds assumed for a pool that never ran: they only shape the first promise while it loads. */
@@ -163,11 +166,17 @@ function startInMs(state: PredictorState, load: PoolLoad): number {
   return used === 0 ? level : level + left / used;
 }
 
-/** P(end <= deadline), the end taken as normal around its prediction with the spread that scoring has shown. */
+/**
+ * P(end <= deadline): the end is taken as log-normal around its prediction, for times are wrong by factors and
+ * never negative; its spread is what scoring has shown.
+ */
 function onTime(state: PredictorState, endMs: number, deadlineMs: number): number {
+  if (deadlineMs <= 0) return 0;
   // Mean absolute error to sigma of a normal distribution: sqrt(pi/2).
-  const sigma = Math.max(1, endMs * (state.scored === 0 ? coldRelativeError : state.relativeError * 1.2533));
-  return Math.round(normalCdf((deadlineMs - endMs) / sigma) * 1000) / 1000;
+  const spread = state.scored === 0 ? coldRelativeError : state.relativeError * 1.2533;
+  const sigma = Math.min(Math.max(spread, sigmaMin), sigmaMax);
+  const z = Math.log(deadlineMs / Math.max(endMs, 1)) / sigma;
+  return Math.round(normalCdf(z) * 1000) / 1000;
 }
 
 /** Abramowitz & Stegun 26.2.17, absolute error below 7.5e-8. */

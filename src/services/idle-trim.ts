@@ -1,9 +1,9 @@
 /**
- * Gives memory back when the daemon falls idle: the collector is lazy, and what a burst of work left behind
- * would otherwise stay resident on a machine whose memory is for models. Started by app/bootstrap.ts.
+ * Gives memory back when the daemon falls idle: what the start and bursts of work left behind would otherwise
+ * stay resident on a machine whose memory is for models. Started by app/bootstrap.ts.
  *
- * Always: it runs once after each stretch of work (the start counts as one), and only when no task was live
- * for a whole period, so that no task waits for it.
+ * Always: it runs once after the start and once after each stretch of work, and only when no task was live and
+ * none came for the whole quiet time, so that no task waits for it.
  */
 import type { Clock, Timer } from "../ports/clock.ts";
 
@@ -15,11 +15,15 @@ export interface Activity {
 }
 
 const periodMs = 1_000;
+/** Quiet periods before it runs: soon after the start, when nothing is warm yet; later only after a real pause. */
+const quietAfterStart = 2;
+const quietAfterWork = 60;
 
 export class IdleTrim {
   private timer: Timer | null = null;
-  private trimmedAt = -1;
-  private acceptedBefore = -1;
+  private trimmedAt: number | null = null;
+  private acceptedBefore = 0;
+  private quiet = 0;
 
   constructor(
     private readonly clock: Clock,
@@ -38,9 +42,10 @@ export class IdleTrim {
 
   private tick(): void {
     const { live, accepted } = this.activity();
-    const quiet = live === 0 && accepted === this.acceptedBefore;
+    this.quiet = live === 0 && accepted === this.acceptedBefore ? this.quiet + 1 : 0;
     this.acceptedBefore = accepted;
-    if (quiet && accepted !== this.trimmedAt) {
+    const fresh = this.trimmedAt === null && accepted === 0;
+    if (this.quiet >= (fresh ? quietAfterStart : quietAfterWork) && accepted !== this.trimmedAt) {
       this.trimmedAt = accepted;
       this.trim();
     }

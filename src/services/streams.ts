@@ -95,7 +95,7 @@ export class Streams {
       place,
       counts: !observe,
       cursor: record.log.open(afterSeq),
-      active: true,
+      active: false,
       // Bun holds the head of a response back until its first chunk: where there is no event yet, a comment
       // takes it out, and the client learns at once that it is connected, and to which task.
       beatDue: true,

@@ -1,34 +1,51 @@
-/** When memory is given back: once after each stretch of work, never during one. */
+/** When memory is given back: once after the start and once after each stretch of work, never during one. */
 import { expect, test } from "bun:test";
-import { IdleTrim } from "../../src/services/idle-trim.ts";
+import { type Activity, IdleTrim } from "../../src/services/idle-trim.ts";
 import { VirtualClock } from "../support/virtual-clock.ts";
 
-test("once after the start and once after each stretch of work, never while a task is live", async () => {
+function newBench() {
   const clock = new VirtualClock();
-  const activity = { live: 0, accepted: 0 };
-  let trims = 0;
+  const bench = { clock, activity: { live: 0, accepted: 0 } as Activity, trims: 0 };
   const idle = new IdleTrim(
     clock,
-    () => ({ ...activity }),
+    () => bench.activity,
     () => {
-      trims++;
+      bench.trims++;
     },
   );
   idle.start();
-  await clock.advance(1_000);
-  expect(trims).toBe(0);
-  await clock.advance(10_000);
-  expect(trims).toBe(1);
-  Object.assign(activity, { live: 1, accepted: 1 });
-  await clock.advance(60_000);
-  expect(trims).toBe(1);
-  Object.assign(activity, { live: 0, accepted: 3 });
-  await clock.advance(1_000);
-  expect(trims).toBe(1);
-  await clock.advance(1_000);
-  expect(trims).toBe(2);
-  await clock.advance(60_000);
-  expect(trims).toBe(2);
+  return { bench, idle };
+}
+
+test("soon after a quiet start, then not again before there was work", async () => {
+  const { bench, idle } = newBench();
+  await bench.clock.advance(1_000);
+  expect(bench.trims).toBe(0);
+  await bench.clock.advance(1_000);
+  expect(bench.trims).toBe(1);
+  await bench.clock.advance(600_000);
+  expect(bench.trims).toBe(1);
   idle.stop();
-  expect(clock.pendingTimers).toBe(0);
+  expect(bench.clock.pendingTimers).toBe(0);
+});
+
+test("a minute after work, never while a task is live", async () => {
+  const { bench } = newBench();
+  bench.activity = { live: 1, accepted: 1 };
+  await bench.clock.advance(600_000);
+  expect(bench.trims).toBe(0);
+  bench.activity = { live: 0, accepted: 3 };
+  await bench.clock.advance(60_000);
+  expect(bench.trims).toBe(0);
+  await bench.clock.advance(1_000);
+  expect(bench.trims).toBe(1);
+});
+
+test("short tasks between two looks count as work", async () => {
+  const { bench } = newBench();
+  for (let accepted = 1; accepted <= 100; accepted++) {
+    bench.activity = { live: 0, accepted };
+    await bench.clock.advance(1_000);
+  }
+  expect(bench.trims).toBe(0);
 });
