@@ -1,6 +1,7 @@
 /**
- * HOT. Viewers of event logs: each one a pull-based byte stream over its own cursor. A pull takes everything
- * since the cursor, so a slow viewer batches by itself, costs bounded memory and never slows the engine.
+ * HOT. Viewers of event logs: each one a byte stream over its own cursor. Each step takes everything since the
+ * cursor and waits for the socket where that is full, so a slow viewer batches by itself, costs bounded memory
+ * and never slows the engine.
  *
  * Called by the API for every stream. Always holds: a viewer that left is forgotten; when the last viewer that
  * counts leaves a live task with on_disconnect=cancel, the task is canceled after the grace unless one returns.
@@ -23,6 +24,22 @@ export interface StreamsOptions {
 /** One of the streams that a key may have open; given back once, by the stream's end or by who opened none. */
 export interface StreamPlace {
   readonly release: () => void;
+}
+
+/** Where a viewer's bytes go: the controller of Bun's direct stream, or what a test puts in its place. */
+export interface ByteSink {
+  /** A promise: no more fits now, it settles when there is room again. */
+  write(bytes: Uint8Array): number | Promise<number>;
+  flush(): unknown;
+  close(): void;
+}
+
+/** One open viewer, for whoever owns its connection. */
+export interface ViewerStream {
+  /** Hands the events over until the terminal one, which closes the sink, or until the viewer left. Once. */
+  pump(sink: ByteSink): Promise<void>;
+  /** Its connection is gone. Idempotent. */
+  leave(): void;
 }
 
 interface Viewer {
@@ -89,7 +106,7 @@ export class Streams {
     afterSeq: number,
     observe: boolean,
     place: StreamPlace = this.reserve(keyId),
-  ): ReadableStream<Uint8Array> {
+  ): ViewerStream {
     const viewer: Viewer = {
       record,
       place,
@@ -104,14 +121,10 @@ export class Streams {
     this.viewers.add(viewer);
     if (viewer.counts) this.arrived(record);
     this.armBeat();
-    return new ReadableStream<Uint8Array>(
-      {
-        pull: (controller) => this.pull(viewer, controller),
-        cancel: () => this.leave(viewer),
-      },
-      // Nothing is taken ahead of the socket: what was not pulled can still be withheld after a cancel.
-      { highWaterMark: 0 },
-    );
+    return {
+      pump: (sink) => this.pump(viewer, sink),
+      leave: () => this.leave(viewer),
+    };
   }
 
   close(): void {
@@ -121,35 +134,23 @@ export class Streams {
     this.graces.clear();
   }
 
-  private pull(
-    viewer: Viewer,
-    controller: ReadableStreamDefaultController<Uint8Array>,
-  ): void | Promise<void> {
-    const bytes = viewer.cursor.take();
-    if (bytes !== null) {
-      viewer.active = true;
-      viewer.beatDue = false;
-      controller.enqueue(bytes);
-      if (viewer.cursor.done) this.finish(viewer, controller);
-      return;
+  /** Until the log is sealed and all of it handed over, or the viewer left. */
+  private async pump(viewer: Viewer, sink: ByteSink): Promise<void> {
+    while (viewer.open) {
+      const beat = viewer.beatDue && !viewer.cursor.done ? heartbeat : null;
+      const bytes = viewer.cursor.take() ?? beat;
+      if (bytes !== null) {
+        viewer.active = bytes !== heartbeat;
+        viewer.beatDue = false;
+        const written = sink.write(bytes);
+        sink.flush();
+        // The socket is full: nothing more is taken from the log before the client has read.
+        if (typeof written !== "number") await written;
+      } else if (viewer.cursor.done) {
+        this.leave(viewer);
+        sink.close();
+      } else await viewer.cursor.next();
     }
-    if (viewer.cursor.done) {
-      this.finish(viewer, controller);
-      return;
-    }
-    if (viewer.beatDue) {
-      viewer.beatDue = false;
-      controller.enqueue(heartbeat);
-      return;
-    }
-    return viewer.cursor.next().then(() => {
-      if (viewer.open) return this.pull(viewer, controller);
-    });
-  }
-
-  private finish(viewer: Viewer, controller: ReadableStreamDefaultController<Uint8Array>): void {
-    this.leave(viewer);
-    controller.close();
   }
 
   private leave(viewer: Viewer): void {

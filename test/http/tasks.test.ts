@@ -193,6 +193,25 @@ describe("many viewers", () => {
   }, 30_000);
 });
 
+test("one that does not read is handed no more than its socket takes: after a cancel comes CANCELED", async () => {
+  const tokens = 190_000;
+  const taskId = await submit("fast", { max_tokens: tokens });
+  const stuck = rawWatch(taskId);
+  await stuck.head;
+  stuck.pause();
+  // Somebody else has it all, up to the cancel: far more than the buffers of a socket hold.
+  const reader = await watch(taskId);
+  await reader.until("token", 160_000);
+  await cancel(taskId);
+  stuck.resume();
+  await stuck.ended;
+  const last = stuck.sse.events.at(-1);
+  expect([last?.type, last?.data.code]).toEqual(["error", "CANCELED"]);
+  const seen = tokensOf(stuck.sse.events).length;
+  expect(seen).toBeLessThan(140_000);
+  expect(Number(last?.id)).toBeGreaterThan(160_000);
+}, 60_000);
+
 test("streams asked for at once beyond what a key may have are refused before their task is taken", async () => {
   const small = await startDaemon({
     limits: { streams_per_key: 3 },

@@ -5,6 +5,7 @@ import type { TaskSpec } from "../../src/domain/task.ts";
 import { MockAdapter, type MockEngineClient } from "../../src/infra/engines/mock.ts";
 import type { Submitted } from "../../src/services/dispatcher.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
+import { readableOf } from "../support/viewer-readable.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
 import { mockPool, Rig, replay, StreamReader } from "./rig.ts";
 
@@ -191,7 +192,7 @@ describe("cancel", () => {
   test("of a running task seals its log: nothing comes after it resolved", async () => {
     rig = await new Rig().start();
     const record = await accept({ maxTokens: 300 });
-    const reader = new StreamReader(rig.streams.open(record, "alice", -1, false));
+    const reader = new StreamReader(readableOf(rig.streams.open(record, "alice", -1, false)));
     await rig.clock.advance(105);
     await cancel(record);
     const { length } = record.log;

@@ -2,6 +2,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
+import { readableOf } from "../support/viewer-readable.ts";
 import { mockPool, Rig, type RigOptions, StreamReader } from "./rig.ts";
 
 let rig: Rig;
@@ -30,7 +31,7 @@ async function submit(more: Partial<TaskSpec> = {}): Promise<TaskRecord> {
 }
 
 const watch = (record: TaskRecord, observe = false, after = -1, keyId = "alice"): StreamReader =>
-  new StreamReader(rig.streams.open(record, keyId, after, observe));
+  new StreamReader(readableOf(rig.streams.open(record, keyId, after, observe)));
 
 describe("heartbeats", () => {
   test("come while a task waits, at least every second interval and to each idle viewer", async () => {
@@ -86,7 +87,7 @@ describe("a viewer", () => {
 
   test("that does not read is handed nothing ahead: after a cancel its next event is CANCELED", async () => {
     const record = await running();
-    const slow = new StreamReader(rig.streams.open(record, "alice", -1, false), false);
+    const slow = new StreamReader(readableOf(rig.streams.open(record, "alice", -1, false)), false);
     await rig.clock.advance(1000);
     await slow.readOnce();
     const had = slow.events.length;
@@ -102,7 +103,7 @@ describe("a viewer", () => {
   test("at its own pace sees what a fast one sees", async () => {
     const record = await running({ maxTokens: 60 });
     const fast = watch(record);
-    const slow = new StreamReader(rig.streams.open(record, "alice", -1, false), false);
+    const slow = new StreamReader(readableOf(rig.streams.open(record, "alice", -1, false)), false);
     for (let n = 0; n < 7; n++) {
       await rig.clock.advance(90);
       await slow.readOnce();
@@ -191,7 +192,7 @@ describe("when the last viewer leaves", () => {
     const record = await submit({ maxTokens: 2 });
     await rig.clock.advance(100);
     const armed = rig.clock.pendingTimers;
-    const reader = new StreamReader(rig.streams.open(record, "alice", -1, false), false);
+    const reader = new StreamReader(readableOf(rig.streams.open(record, "alice", -1, false)), false);
     await reader.readOnce();
     await reader.leave();
     expect([rig.clock.pendingTimers, record.state]).toEqual([armed, "done"]);

@@ -4,6 +4,7 @@
  *
  * Two phases: faults while clients send, then engines behave and everything must settle within `settleMs`.
  */
+
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import { AttemptRunner } from "../../src/services/attempt-runner.ts";
@@ -13,6 +14,7 @@ import { Supervisor } from "../../src/services/supervisor.ts";
 import { type TaskRecord, TaskRegistry } from "../../src/services/task-registry.ts";
 import { noProcesses, profile, RecordingMetrics, silentLog } from "../services/rig.ts";
 import { poolSpec } from "../support/replicas.ts";
+import { readableOf } from "../support/viewer-readable.ts";
 import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
 import { Checker } from "./checker.ts";
 import { ScriptedAdapter } from "./scripted-engine.ts";
@@ -214,7 +216,8 @@ class World {
     const { taskId } = record.spec;
     const from = Math.min(plan.after + 1, record.log.length);
     const live = !record.log.sealed;
-    const reader = this.streams.open(record, "client", plan.after, plan.observes).getReader();
+    const viewer = this.streams.open(record, "client", plan.after, plan.observes);
+    const reader = readableOf(viewer).getReader();
     let text = "";
     let here = true;
     let closed = false;
