@@ -3,7 +3,15 @@
  * added time to first token, CPU per token of the daemon. The order within a pair alternates.
  */
 import { Connection, type Target, type Timing } from "./http-client.ts";
-import { cpuUs, type Daemon, type Running, startDaemon, startEngine, untilReady } from "./processes.ts";
+import {
+  cpuUs,
+  type Daemon,
+  type Running,
+  startCopyingProxy,
+  startDaemon,
+  startEngine,
+  untilReady,
+} from "./processes.ts";
 import { median, medianInterval, quantile } from "./statistics.ts";
 
 export interface GenerationOptions {
@@ -13,6 +21,8 @@ export interface GenerationOptions {
   readonly pairs: number;
   readonly tokens: number;
   readonly firstTokenRequests: number;
+  /** Rounds of 16 streams before anything counts. */
+  readonly warmUpRounds: number;
 }
 
 export interface ThroughputFigures {
@@ -24,6 +34,8 @@ export interface ThroughputFigures {
   readonly ratioLow: number;
   readonly ratioHigh: number;
   readonly daemonCpuUsPerToken: number;
+  /** What a proxy that only copies bytes costs on this machine in the same run: the yardstick for the above. */
+  readonly proxyCpuUsPerToken: number;
 }
 
 export interface FirstTokenFigures {
@@ -45,6 +57,14 @@ const words = "The harbour lay quiet while the first boats came home and somebod
  */
 const promptOf = (n: number): string =>
   `${n} ${Array.from({ length: 12 }, (_, i) => words[(n * 7 + i * (1 + (n % 5))) % words.length]).join(" ")}`;
+
+interface Sides {
+  readonly direct: Side;
+  readonly through: Side;
+  readonly copying: Side;
+  readonly daemonPid: number;
+  readonly proxyPid: number;
+}
 
 interface Side {
   readonly target: Target;
@@ -118,18 +138,28 @@ export async function measureGeneration(
       },
     ],
   });
+  const proxy = await startCopyingProxy(engine);
   try {
     await untilReady(daemon);
     const direct = directSide(engine);
     const through = daemonSide(daemon);
+    const copying: Side = { ...direct, target: { ...direct.target, port: proxy.port } };
     const kept: Connection[] = [];
     const throughput: ThroughputFigures[] = [];
+    // The runtime compiles what is hot for the first ten thousands of tokens; after that a daemon is as it stays.
+    for (let n = 0; n < options.warmUpRounds; n++) {
+      await round(through, slots, options.tokens, 500_000 + n, kept);
+      await round(copying, slots, options.tokens, 500_000 + n, []);
+    }
+    note("warm");
+    const sides = { direct, through, copying, daemonPid: daemon.pid, proxyPid: proxy.pid };
     for (const streams of [1, 4, 16])
-      throughput.push(await measureThroughput(options, streams, direct, through, kept, daemon.pid, note));
+      throughput.push(await measureThroughput(options, streams, sides, kept, note));
     const firstToken = await measureFirstToken(options, direct, through, kept);
     for (const connection of kept) connection.close();
     return { throughput, firstToken };
   } finally {
+    await proxy.stop();
     await daemon.stop();
     await engine.stop();
   }
@@ -155,16 +185,15 @@ async function round(
 async function measureThroughput(
   options: GenerationOptions,
   streams: number,
-  direct: Side,
-  through: Side,
+  { direct, through, copying, daemonPid, proxyPid }: Sides,
   kept: Connection[],
-  daemonPid: number,
   note: (line: string) => void,
 ): Promise<ThroughputFigures> {
   const { pairs, tokens } = options;
   const ratios: number[] = [];
   const rates = { direct: [] as number[], daemon: [] as number[] };
-  const cpuPerToken: number[] = [];
+  const cpuPerToken = { daemon: [] as number[], proxy: [] as number[] };
+  const generated = streams * tokens;
   // The first pair warms both sides up and is not counted.
   for (let pair = -1; pair < pairs; pair++) {
     const n = streams * 1000 + pair + 1;
@@ -174,9 +203,12 @@ async function measureThroughput(
       const before = cpuUs(daemonPid);
       const { ms } = await round(which === "direct" ? direct : through, streams, tokens, n, kept);
       seconds[which] = ms / 1000;
-      if (which === "daemon" && pair >= 0) cpuPerToken.push((cpuUs(daemonPid) - before) / (streams * tokens));
+      if (which === "daemon" && pair >= 0) cpuPerToken.daemon.push((cpuUs(daemonPid) - before) / generated);
     }
+    const before = cpuUs(proxyPid);
+    await round(copying, streams, tokens, n, []);
     if (pair < 0) continue;
+    cpuPerToken.proxy.push((cpuUs(proxyPid) - before) / generated);
     ratios.push(seconds.direct / seconds.daemon);
     rates.direct.push((streams * tokens) / seconds.direct);
     rates.daemon.push((streams * tokens) / seconds.daemon);
@@ -191,7 +223,8 @@ async function measureThroughput(
     ratio: median(ratios),
     ratioLow: low,
     ratioHigh: high,
-    daemonCpuUsPerToken: median(cpuPerToken),
+    daemonCpuUsPerToken: median(cpuPerToken.daemon),
+    proxyCpuUsPerToken: median(cpuPerToken.proxy),
   };
 }
 

@@ -88,11 +88,12 @@ async function measureMemory({ binary, engineBin, model, viewers }: LoadOptions)
   });
   try {
     await untilReady(daemon);
+    // Loaded and waiting: what it costs a machine that does something else.
+    const rssIdleBytes = await settledRss(daemon.pid);
     const real = targetOf(daemon, "/v1/tasks", "text/event-stream");
     const one = await Connection.open(real);
     await one.stream(real, '{"prompt":"The harbour","max_tokens":64,"model_ref":"real"}');
     one.close();
-    const rssIdleBytes = await settledRss(daemon.pid);
     const made = await fetch(`http://${daemon.host}:${daemon.port}/v1/tasks`, {
       method: "POST",
       headers: { "X-API-Key": daemon.key, "Content-Type": "application/json" },
@@ -100,6 +101,7 @@ async function measureMemory({ binary, engineBin, model, viewers }: LoadOptions)
     });
     const { stream_url } = (await made.json()) as { stream_url: string };
     const watched = targetOf(daemon, stream_url, "text/event-stream");
+    const rssBeforeBytes = await settledRss(daemon.pid);
     const open = await Promise.all(
       Array.from({ length: viewers }, async () => {
         const connection = await Connection.open(watched);
@@ -110,14 +112,19 @@ async function measureMemory({ binary, engineBin, model, viewers }: LoadOptions)
     );
     const rssViewersBytes = await settledRss(daemon.pid);
     for (const connection of open) connection.close();
-    return { rssIdleBytes, viewers, rssViewersBytes, rssAddedByViewersBytes: rssViewersBytes - rssIdleBytes };
+    return {
+      rssIdleBytes,
+      viewers,
+      rssViewersBytes,
+      rssAddedByViewersBytes: rssViewersBytes - rssBeforeBytes,
+    };
   } finally {
     await daemon.stop();
   }
 }
 
-/** The collector and the allocator give memory back a while after the work: three seconds of quiet. */
+/** The daemon gives memory back after two quiet seconds: four are waited for. */
 async function settledRss(pid: number): Promise<number> {
-  await Bun.sleep(3_000);
+  await Bun.sleep(4_000);
   return rssBytes(pid);
 }

@@ -37,6 +37,7 @@ const { throughput, firstToken } = await measureGeneration(
     pairs: quick ? 2 : Number(options.pairs),
     tokens: Number(options.tokens),
     firstTokenRequests: quick ? 20 : 400,
+    warmUpRounds: quick ? 1 : 12,
   },
   say,
 );
@@ -58,7 +59,7 @@ const rows: [string, string][] = [
   ]),
   ...throughput.map((t): [string, string] => [
     `daemon CPU per token, ${t.streams} stream${t.streams === 1 ? "" : "s"}`,
-    `${t.daemonCpuUsPerToken.toFixed(1)} us`,
+    `${t.daemonCpuUsPerToken.toFixed(1)} us (a bare copying proxy in the same run: ${t.proxyCpuUsPerToken.toFixed(1)} us)`,
   ]),
   [
     "added time to first token, median",

@@ -94,6 +94,15 @@ export async function startDaemon(binary: string, config: object): Promise<Daemo
   };
 }
 
+/** The cheapest relay there is in this runtime: bytes in, bytes out, nothing looked at (copying-proxy.ts). */
+export async function startCopyingProxy(engine: Running): Promise<Running> {
+  const script = join(import.meta.dir, "copying-proxy.ts");
+  const upstream = `http://${engine.host}:${engine.port}`;
+  const child = Bun.spawn([process.execPath, script, upstream], { stdout: "pipe", stderr: "inherit" });
+  const port = await firstMatch(child.stdout, /listening on (\d+)/);
+  return { pid: child.pid, host: "127.0.0.1", port: Number(port), stop: stopper(child) };
+}
+
 /** Resolves when every pool has a replica that decoded. */
 export async function untilReady({ host, port, key }: Daemon, deadlineMs = 60_000): Promise<void> {
   const untilMs = performance.now() + deadlineMs;

@@ -1,6 +1,6 @@
 /**
  * The key store: who is let in, what a first start mints, and that neither two starts at once nor a crash
- * between can spoil the key file.
+ * between can spoil the key file (ORCHD-CLI-3).
  */
 import { afterAll, describe, expect, test } from "bun:test";
 import { createHash } from "node:crypto";

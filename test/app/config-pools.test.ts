@@ -1,4 +1,4 @@
-/** Keys and pools as the configuration names them, and the pools that a models folder makes. */
+/** Keys and pools as the configuration names them, and the pools that a models folder makes (ORCHD-CLI-2). */
 import { describe, expect, test } from "bun:test";
 import { renderConfig } from "../../src/app/config-render.ts";
 import { limits } from "../../src/domain/limits.ts";

@@ -1,4 +1,4 @@
-/** The command line: what each argv means, and what is refused with which hint. */
+/** The command line: what each argv means, and what is refused with which hint (ORCHD-CLI-1). */
 import { describe, expect, test } from "bun:test";
 import { parseArgs } from "../../src/cli/args.ts";
 

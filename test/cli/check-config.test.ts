@@ -1,4 +1,4 @@
-/** `--check-config`, `--version` and `--help` as a shell sees them: output, streams and exit codes. */
+/** `--check-config`, `--version` and `--help` as a shell sees them: output, streams and exit codes (ORCHD-CLI-1). */
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

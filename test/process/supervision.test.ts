@@ -1,6 +1,6 @@
 /**
  * The supervisor over real processes: the lying llama-server stand-in, started through the real adapter and the
- * real process host, meets everything that an engine can do to its supervisor.
+ * real process host, meets everything that an engine can do to its supervisor, and nothing of it is left behind (ORCHD-POOL-5).
  */
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
