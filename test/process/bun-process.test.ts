@@ -65,6 +65,13 @@ async function told(lines: readonly string[], name: string): Promise<number> {
   return pid;
 }
 
+/** What is still reachable. Resident memory also counts what a collector has not got round to yet. */
+function heldBytes(): number {
+  Bun.gc(true);
+  const { heapUsed, external } = process.memoryUsage();
+  return heapUsed + external;
+}
+
 describe("a child", () => {
   test("leads its own group and session, gets exactly the environment it is given, and is reaped", async () => {
     const child = startCommand(["/usr/bin/env"], { ONLY: "this" });
@@ -101,7 +108,7 @@ describe("a child", () => {
   });
 
   test("a flood on both pipes is drained, each line bounded, and memory is not", async () => {
-    const before = process.memoryUsage.rss();
+    const before = heldBytes();
     let chars = 0;
     let lines = 0;
     const last = new Map<string, string>();
@@ -121,7 +128,7 @@ describe("a child", () => {
     expect(lines).toBe(40_000 + 3);
     expect(chars).toBe(limits.engineLogLineCharsMax);
     expect(last.get("stdout")).toBe("yyyyyyyyyy");
-    expect(process.memoryUsage.rss() - before).toBeLessThan(100 * 1024 * 1024);
+    expect(heldBytes() - before).toBeLessThan(10 * 1024 * 1024);
   });
 
   test("a line without its end is told when the pipe ends", async () => {
