@@ -81,7 +81,7 @@ for (const [name, value] of rows) process.stdout.write(`${name.padEnd(width)}  $
 
 const folder = join(root, "bench-results");
 mkdirSync(folder, { recursive: true });
-const file = join(folder, "bench.json");
+const file = join(folder, quick ? "bench-quick.json" : "bench.json");
 writeFileSync(`${file}.tmp`, `${JSON.stringify({ throughput, firstToken, load, quick }, null, 2)}\n`);
 renameSync(`${file}.tmp`, file);
 say(`written: ${file}`);

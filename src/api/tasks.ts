@@ -71,7 +71,7 @@ export function tasksRoutes(deps: TasksDeps) {
         const found = registry.list({
           keyId: caller.admin ? null : caller.keyId,
           state: query.state ?? null,
-          sessionId: query.session_id ?? null,
+          sessionId: query.session_id?.toLowerCase() ?? null,
           before: query.cursor === undefined ? null : ordinalOf(query.cursor),
           limit: limit + 1,
         });

@@ -107,6 +107,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     pools: config.pools,
     attemptsMax: config.tasks.attemptsMax,
     batchMaxWaitMs: config.admission.batchMaxWaitMs,
+    minOnTimeProbability: config.admission.minOnTimeProbability,
     // Thrown outside of any handler it reaches the process: logged, engines killed, exit 1, restart.
     onFatal: (error) =>
       clock.soon(() => {
@@ -116,7 +117,6 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const admission = new Admission(dispatcher, config.pools, entropy, {
     defaultMaxTokens: config.admission.maxTokensDefault,
     defaultDeadlineMs: config.admission.deadlineMsDefault,
-    minOnTimeProbability: config.admission.minOnTimeProbability,
   });
   const streams = new Streams(
     clock,
@@ -131,13 +131,6 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const loopLag = new LoopLag(clock);
   loopLag.start();
   releases.add("loop lag sampler", () => loopLag.stop());
-  const idleTrim = new IdleTrim(
-    clock,
-    () => registry,
-    () => void giveMemoryBack(),
-  );
-  idleTrim.start();
-  releases.add("idle trim", () => idleTrim.stop());
 
   const speeds = {
     speed: (poolId: string) => dispatcher.forecast.speed(poolId),
@@ -159,6 +152,16 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     viewers: () => streams.size,
     loopLagMs: () => loopLag.maxMs(),
   });
+
+  // A pool that loads is work too: the start is over when the last one is up.
+  const loading = () => pools.list().filter(({ state }) => state === "loading").length;
+  const idleTrim = new IdleTrim(
+    clock,
+    () => ({ live: registry.live + loading(), accepted: registry.accepted }),
+    () => void giveMemoryBack(),
+  );
+  idleTrim.start();
+  releases.add("idle trim", () => idleTrim.stop());
 
   const contexts = new RequestContexts();
   const app = createRouter({

@@ -1,5 +1,5 @@
 /**
- * The closed table of error codes (behaviour §3): what a client may ever see. The HTTP edge and the stream
+ * The closed table of error codes: what a client of this version may ever see; later features add theirs. The HTTP edge and the stream
  * both read it; nobody else decides a status. Compare `code`, never a class name: minifying renames classes.
  */
 
@@ -16,7 +16,6 @@ export const errorTable = {
   RATE_LIMITED: { status: 429, retriable: true },
   POOL_UNREADY: { status: 503, retriable: true },
   POOL_UNAVAILABLE: { status: 503, retriable: true },
-  REPLICA_EXHAUSTED: { status: 503, retriable: true },
   DECODE_TIMEOUT: { status: 503, retriable: true },
   WORKER_RESET: { status: 503, retriable: true },
   CANCELED: { status: 409, retriable: false },

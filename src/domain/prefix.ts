@@ -3,6 +3,7 @@
  * block borders. The scheduler compares what waits with what a slot held last, so that a task meets the KV cache
  * of its own beginning (a system prompt, the turns before). A wrong match costs a cache miss, never a result.
  */
+import type { TaskSpec } from "./task.ts";
 
 const blockChars = 64;
 /** 16,384 characters: texts that agree that far agree enough. */
@@ -25,4 +26,12 @@ export function sharedBlocks(a: readonly number[], b: readonly number[]): number
   let shared = 0;
   while (shared < a.length && a[shared] === b[shared]) shared++;
   return shared;
+}
+
+/** What decides which KV cache serves the task; nothing where it asked for none. */
+export function beginningOf({ input, kvHint, renderedPrompt }: TaskSpec): string {
+  if (kvHint === "cold") return "";
+  if (renderedPrompt !== null) return renderedPrompt;
+  if (input.kind === "prompt") return input.prompt;
+  return input.kind === "messages" ? input.messages.map((m) => `${m.role}\n${m.content}\n`).join("") : "";
 }

@@ -1,7 +1,8 @@
 /**
  * Admission: from what a client asks to a task that was accepted with a promise, or a refusal that says what
- * to do. All awaits (the engine counting tokens, rendering a chat) come first; then one turn of the dispatcher
- * decides everything at once. Called by the API; `probe` exercises the same checks for /readyz.
+ * to do. What may take time comes first: the pool, the engine counting tokens or rendering a chat. Then one turn
+ * of the dispatcher decides what depends on others: idempotency, the place in the queue, the deadline.
+ * Called by the API; `probe` asks each pool's queue for /readyz.
  */
 import canonicalize from "canonicalize";
 import { closest } from "fastest-levenshtein";
@@ -44,7 +45,6 @@ export interface Submission {
 export interface AdmissionOptions {
   readonly defaultMaxTokens: number;
   readonly defaultDeadlineMs: number | null;
-  readonly minOnTimeProbability: number;
 }
 
 interface PromptSize {
@@ -62,6 +62,15 @@ export class Admission {
   ) {}
 
   async submit(submission: Submission): Promise<Submitted> {
+    const prepared = await this.prepare(submission).catch((error: unknown) => {
+      if (isOrchestratorError(error)) this.dispatcher.noteRefusal(engineAsked(submission, this.pools), error);
+      throw error;
+    });
+    return "record" in prepared ? prepared : await this.dispatcher.submit(prepared);
+  }
+
+  /** Everything that may take time or be wrong; a task that was accepted before is the answer itself. */
+  private async prepare(submission: Submission): Promise<TaskSpec | Submitted> {
     assertInterchangeable(submission.body);
     // Only a task that names itself can come twice; then the first answer stands, whatever the pools do now.
     const bodyDigest = submission.taskId === null ? "" : digestOf(submission.body);
@@ -84,7 +93,7 @@ export class Admission {
     const ctx = this.contextOf(pool, submission.ctx);
     const maxTokens = maxTokensOf(submission, workload, ctx, this.options.defaultMaxTokens);
     const size = await this.measure(submission.input, pool, ctx, maxTokens);
-    const spec: TaskSpec = {
+    return {
       taskId: submission.taskId ?? this.entropy.uuid(),
       keyId: submission.keyId,
       correlationId: submission.correlationId,
@@ -110,8 +119,6 @@ export class Admission {
       renderedPrompt: size.rendered,
       bodyDigest,
     };
-    this.assertFeasible(spec);
-    return await this.dispatcher.submit(spec);
   }
 
   /** What a small interactive task would be told by each pool now; null: it would be taken. */
@@ -145,8 +152,9 @@ export class Admission {
     const ranked = pools.map((pool) => {
       const refused = this.dispatcher.refusalFor(pool.id, priority) !== null;
       const ready = this.dispatcher.runtime(pool.id).ready;
-      let waiting =
-        this.dispatcher.view.depth(pool.id).interactive + this.dispatcher.view.depth(pool.id).batch;
+      const { interactive, batch } = this.dispatcher.view.depth(pool.id);
+      // What came in the same instant waits for its turn and is not in the queue yet.
+      let waiting = interactive + batch + this.dispatcher.submitting(pool.id);
       for (const replicaId of ready.keys()) waiting += this.dispatcher.view.slotsBusy(replicaId);
       return {
         pool,
@@ -219,21 +227,14 @@ export class Admission {
       return { tokens: 0, exact: false, rendered: null };
     }
   }
+}
 
-  private assertFeasible(spec: TaskSpec): void {
-    if (spec.deadlineMs === null) return;
-    const promise = this.dispatcher.forecast.ofNew(spec);
-    if (promise.onTimeProbability === null || promise.onTimeProbability >= this.options.minOnTimeProbability)
-      return;
-    throw new OrchestratorError(
-      "DEADLINE_UNMET",
-      `deadline_ms ${spec.deadlineMs} cannot be met: the end is expected in ${promise.endMs} ms; allow more time or ask for fewer tokens`,
-      {
-        poolId: spec.poolId,
-        details: { predicted_start_ms: promise.startMs, predicted_end_ms: promise.endMs },
-      },
-    );
-  }
+/** The engine that a refusal is counted for: the one that was asked for, else that of the pool that was meant. */
+function engineAsked({ engine, pinPoolId, modelRef }: Submission, pools: readonly PoolSpec[]): EngineKind {
+  const meant = pools.find(
+    (pool) => pool.id === pinPoolId || (modelRef !== null && servesModel(pool, modelRef)),
+  );
+  return engine ?? meant?.engine ?? pools[0]?.engine ?? "mock";
 }
 
 const workloadOfInput: Readonly<Record<TaskInput["kind"], Workload>> = {

@@ -10,9 +10,9 @@
 import { assert, assertNever } from "../domain/assert.ts";
 import { errorTable, isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
-import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
+import type { EngineKind, PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
-import { prefixOf } from "../domain/prefix.ts";
+import { beginningOf, prefixOf } from "../domain/prefix.ts";
 import { admit, assess, createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
 import type { AttemptOutcome, Command, SchedulerEvent } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
@@ -24,6 +24,7 @@ import type { Attempt, AttemptListener, AttemptRunner } from "./attempt-runner.t
 import { Forecast } from "./forecast.ts";
 import { type PoolRuntime, PoolRuntimes } from "./pool-runtime.ts";
 import { QueueView } from "./queue-view.ts";
+import { infeasible, poolUnavailable, queueFull, shuttingDown } from "./refusals.ts";
 import type { AttemptResult, TaskRecord, TaskRegistry } from "./task-registry.ts";
 import { TaskTelemetry } from "./task-telemetry.ts";
 import { type CancelReason, canceledMessage, endEvent, errorEvent } from "./terminal-events.ts";
@@ -66,6 +67,8 @@ export interface DispatcherDeps {
   readonly pools: readonly PoolSpec[];
   readonly attemptsMax: number;
   readonly batchMaxWaitMs: number;
+  /** A task whose deadline is less likely than this to be met is refused. */
+  readonly minOnTimeProbability: number;
   /** A broken invariant in a turn: state may be half changed, the only honest way on is a restart. */
   readonly onFatal: (error: unknown) => void;
 }
@@ -97,6 +100,7 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
 
   /** Resolves when the task is accepted (or was before); rejects with the refusal. */
   submit(spec: TaskSpec): Promise<Submitted> {
+    this.pools.get(spec.poolId).submitting++;
     return new Promise((resolve, reject) => this.post({ kind: "submit", spec, settle: { resolve, reject } }));
   }
 
@@ -119,23 +123,22 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
 
   /** The refusal that a task of this class would get now, without enqueueing anything; null: none. */
   refusalFor(poolId: string, priority: Priority): OrchestratorError | null {
-    const pool = this.pools.get(poolId);
-    const about = { poolId, engine: pool.spec.engine };
-    if (this.closing) {
-      const retryAfterMs = limits.restartBackoffMsMaxDefault;
-      return new OrchestratorError("POOL_UNREADY", "the daemon is shutting down: try again when it is back", {
-        ...about,
-        retryAfterMs,
-      });
-    }
+    const { spec } = this.pools.get(poolId);
+    if (this.closing) return shuttingDown(spec);
     const { refusal } = assess(this.state, poolId, priority);
     if (refusal === null) return null;
-    const full = refusal.code === "ADMISSION_REJECT";
-    return new OrchestratorError(refusal.code, refusal.message, {
-      ...about,
-      policyLabel: full ? "reject" : undefined,
-      retryAfterMs: full ? this.forecast.retryAfterMs(poolId) : limits.restartBackoffMsMaxDefault,
-    });
+    if (refusal.code === "POOL_UNAVAILABLE") return poolUnavailable(spec, refusal.message);
+    return queueFull(spec, refusal.message, this.forecast.retryAfterMs(poolId));
+  }
+
+  /** Submissions that wait for the next turn and are in no queue yet. */
+  submitting(poolId: string): number {
+    return this.pools.get(poolId).submitting;
+  }
+
+  /** A request that was refused before it came to a turn. */
+  noteRefusal(engine: EngineKind, error: OrchestratorError): void {
+    this.telemetry.refused(engine, error);
   }
 
   /** Runtime of a pool: identity, totals, ready replicas. For reading only. */
@@ -299,20 +302,26 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
 
   private processSubmit(spec: TaskSpec, settle: Settle, nowMs: number, answers: (() => void)[]): void {
     const { registry } = this.deps;
-    const { engine } = this.pools.get(spec.poolId).spec;
+    const pool = this.pools.get(spec.poolId);
+    const { engine } = pool.spec;
+    pool.submitting--;
     const repeat = this.repeatOf(spec.taskId, spec.keyId, spec.bodyDigest);
     if (repeat !== null) {
       answers.push(() => (isOrchestratorError(repeat) ? settle.reject(repeat) : settle.resolve(repeat)));
       return;
     }
-    const refusal = this.refusalFor(spec.poolId, spec.priority);
+    const promise = this.forecast.ofNew(spec);
+    const { minOnTimeProbability } = this.deps;
+    const refusal =
+      this.refusalFor(spec.poolId, spec.priority) ??
+      infeasible(pool.spec, spec, promise, minOnTimeProbability);
     if (refusal !== null) {
       this.telemetry.refused(engine, refusal);
       answers.push(() => settle.reject(refusal));
       return;
     }
-    const record = registry.add(spec, this.forecast.ofNew(spec), this.forecast.tokensOutOf(spec), nowMs);
-    record.engineVersion = this.pools.get(spec.poolId).identity?.engineVersion ?? "unknown";
+    const record = registry.add(spec, promise, this.forecast.tokensOutOf(spec), nowMs);
+    record.engineVersion = pool.identity?.engineVersion ?? "unknown";
     const { taskId, poolId, priority, deadlineMs } = spec;
     const expectedMs = this.forecast.serviceOf(spec);
     const prefix = prefixOf(beginningOf(spec));
@@ -429,12 +438,4 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
     this.telemetry.ended(record, pool.spec.engine, state, message, nowMs);
     registry.noteEnded(record, nowMs);
   }
-}
-
-/** What decides which KV cache serves the task; nothing where it asked for none. */
-function beginningOf({ input, kvHint, renderedPrompt }: TaskSpec): string {
-  if (kvHint === "cold") return "";
-  if (renderedPrompt !== null) return renderedPrompt;
-  if (input.kind === "prompt") return input.prompt;
-  return input.kind === "messages" ? input.messages.map((m) => `${m.role}\n${m.content}\n`).join("") : "";
 }

@@ -16,6 +16,8 @@ const firstChunkBytes = 1024;
 const chunkBytesMax = 16 * 1024;
 assert(chunkBytesMax <= limits.viewerChunkBytesMax, "one pull takes at most one chunk");
 
+/** Two numbers, as arrays hold them. */
+const indexBytesPerFrame = 16;
 /** UTF-8 takes at most three bytes for one UTF-16 unit. */
 const utf8BytesPerUnitMax = 3;
 
@@ -53,7 +55,7 @@ export class TaskLog {
     return this.cursors.size;
   }
   get bytes(): number {
-    let sum = 0;
+    let sum = this.length * indexBytesPerFrame;
     for (const chunk of this.chunks) sum += chunk.bytes.byteLength;
     return sum;
   }
@@ -132,6 +134,7 @@ export class TaskLog {
     assert(written !== null, "a frame fits into a chunk made for it");
     this.frameChunk.push(this.chunks.length - 1);
     this.frameOffset.push(chunk.used);
+    this.account.bytes += indexBytesPerFrame;
     chunk.used += written;
   }
 

@@ -8,7 +8,7 @@
 import type { Clock, Timer } from "../ports/clock.ts";
 
 export interface Activity {
-  /** Tasks that are not terminal. */
+  /** Tasks that are not terminal, and pools that load. */
   readonly live: number;
   /** Tasks ever accepted: tells that there was work in between. */
   readonly accepted: number;

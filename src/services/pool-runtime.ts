@@ -20,6 +20,8 @@ export interface PoolRuntime {
   /** Of the replica that became ready last; kept while none is ready. */
   identity: EngineIdentity | null;
   loadingSinceMs: number | null;
+  /** Submissions posted and not decided yet. */
+  submitting: number;
   done: number;
   failed: number;
   tokensOut: number;
@@ -38,6 +40,7 @@ export class PoolRuntimes {
           ready: new Map(),
           identity: null,
           loadingSinceMs: null,
+          submitting: 0,
           done: 0,
           failed: 0,
           tokensOut: 0,

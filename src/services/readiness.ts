@@ -2,8 +2,8 @@
  * Use case "is it alive, can it take work": the answers of /healthz and /readyz (behaviour §14).
  * api/observability.ts asks.
  *
- * Always: ready means that a task submitted now would pass the same checks as the probe did; no flag is kept
- * anywhere that could say something else.
+ * Always: ready means that some pool's queue would take a task now, as the submit itself would find; no flag is
+ * kept anywhere that could say something else.
  */
 import type { OrchestratorError } from "../domain/errors.ts";
 import type { Clock } from "../ports/clock.ts";

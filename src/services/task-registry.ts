@@ -26,7 +26,8 @@ export interface AttemptResult {
 }
 
 export interface TaskRecord {
-  readonly spec: TaskSpec;
+  /** Without its input once it has ended: thousands of ended tasks are remembered, prompts may be megabytes. */
+  spec: TaskSpec;
   /** Order of admission; pages of a list go by it. */
   readonly ordinal: number;
   readonly log: TaskLog;
@@ -127,8 +128,9 @@ export class TaskRegistry {
   /** The record has reached its terminal state; the oldest ended ones make room. */
   noteEnded(record: TaskRecord, nowMs: number): void {
     assert(isTerminal(record.state) && record.log.sealed, "an ended task is sealed");
+    record.spec = withoutInput(record.spec);
     this.ended.push(record);
-    this.endedBytes += record.log.bytes;
+    this.endedBytes += keptBytes(record);
     this.prune(nowMs);
   }
 
@@ -159,7 +161,7 @@ export class TaskRegistry {
         continue;
       }
       this.records.delete(record.spec.taskId);
-      this.endedBytes -= record.log.bytes;
+      this.endedBytes -= keptBytes(record);
       record.log.release();
       this.compact();
     }
@@ -192,4 +194,17 @@ export class TaskRegistry {
   *all(): Generator<TaskRecord> {
     yield* this.records.values();
   }
+}
+
+/** What is left to tell of an ended task; a repeat of it is recognised by its digest. */
+function withoutInput(spec: TaskSpec): TaskSpec {
+  const sampling = { ...spec.sampling, grammar: null, jsonSchema: null };
+  return { ...spec, input: { kind: "prompt", prompt: "" }, renderedPrompt: null, sampling };
+}
+
+/** Bytes that an ended record holds and that its client chose: its events and its labels. */
+function keptBytes({ log, spec }: TaskRecord): number {
+  let chars = 0;
+  for (const [name, value] of Object.entries(spec.metadata)) chars += name.length + value.length;
+  return log.bytes + 2 * chars;
 }

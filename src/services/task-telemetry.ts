@@ -21,7 +21,10 @@ export class TaskTelemetry {
       ...fields(record, engine),
       priority: spec.priority,
       workload: spec.workload,
-      human: `accepted at position ${promise.queuePosition}, expected to start in ${promise.startMs} ms`,
+      human:
+        promise.queuePosition === 0
+          ? `accepted, expected to start ${promise.startMs === 0 ? "at once" : `in ${promise.startMs} ms`}`
+          : `accepted behind ${promise.queuePosition} others, expected to start in ${promise.startMs} ms`,
     });
   }
 
@@ -39,7 +42,7 @@ export class TaskTelemetry {
       attempt: record.attempts,
       slot,
       candidates,
-      human: `attempt ${record.attempts} starts on ${replicaId}, slot ${slot}: ${candidates} replicas had room`,
+      human: `attempt ${record.attempts} starts on ${replicaId}, slot ${slot}; ${candidates} with room`,
     });
   }
 

@@ -8,7 +8,7 @@ import type { EngineKind } from "../domain/pool.ts";
 import type { AttemptResult, TaskRecord } from "./task-registry.ts";
 
 /** Who canceled; also the `reason` of tasks_canceled_total. */
-export type CancelReason = "client" | "disconnect" | "shutdown";
+export type CancelReason = "client" | "disconnect";
 
 export function canceledMessage(reason: string): string {
   return reason === "disconnect"

@@ -23,7 +23,6 @@ const documented: Readonly<Record<ErrorCode, readonly [status: number, retriable
   RATE_LIMITED: [429, true],
   POOL_UNREADY: [503, true],
   POOL_UNAVAILABLE: [503, true],
-  REPLICA_EXHAUSTED: [503, true],
   DECODE_TIMEOUT: [503, true],
   WORKER_RESET: [503, true],
   CANCELED: [409, false],

@@ -1,3 +1,4 @@
+/** The token bucket: burst, refill, and never more than its rate over any window. */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { fullBucket, type Rate, takeToken } from "../../src/domain/token-bucket.ts";

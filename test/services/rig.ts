@@ -75,6 +75,7 @@ export interface RigOptions {
   readonly streams?: Partial<StreamsOptions>;
   readonly admission?: Partial<AdmissionOptions>;
   readonly retentionMs?: number;
+  readonly minOnTimeProbability?: number;
   readonly batchMaxWaitMs?: number;
 }
 
@@ -135,6 +136,7 @@ export class Rig {
       pools: this.pools,
       attemptsMax: 3,
       batchMaxWaitMs: options.batchMaxWaitMs ?? 60_000,
+      minOnTimeProbability: options.minOnTimeProbability ?? 0.05,
       onFatal: (error) => this.fatal.push(error),
     });
     this.streams = new Streams(
@@ -145,7 +147,6 @@ export class Rig {
     this.admission = new Admission(this.dispatcher, this.pools, entropy, {
       defaultMaxTokens: 8,
       defaultDeadlineMs: null,
-      minOnTimeProbability: 0.05,
       ...options.admission,
     });
   }

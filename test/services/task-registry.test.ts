@@ -154,3 +154,30 @@ describe("a list", () => {
     );
   });
 });
+
+test("an ended task keeps no input: prompts may be megabytes, and thousands of ended tasks are remembered", () => {
+  const registry = new TaskRegistry(3_600_000);
+  const held = (): number => {
+    Bun.gc(true);
+    const { heapUsed, external } = process.memoryUsage();
+    return heapUsed + external;
+  };
+  const before = held();
+  for (let n = 0; n < 64; n++) {
+    // Filled, not repeated: a repeated string is kept as a few bytes.
+    const prompt = Buffer.alloc(500_000, `${n} long words `).toString();
+    end(registry, add(registry, { input: { kind: "prompt", prompt }, renderedPrompt: `<${prompt}>` }), n);
+  }
+  expect(registry.size).toBe(64);
+  // 64 MB of text went through.
+  expect(held() - before).toBeLessThan(8 * 1024 * 1024);
+});
+
+test("an ended task's labels count for the bound on memory", () => {
+  const registry = new TaskRegistry(3_600_000);
+  const metadata = { note: "x".repeat(limits.metadataValueCharsMax) };
+  const count = Math.ceil(limits.finishedLogBytesMax / (2 * limits.metadataValueCharsMax));
+  for (let n = 0; n < Math.min(count, limits.finishedTasksMax - 1); n++)
+    end(registry, add(registry, { metadata }), n);
+  expect(registry.size).toBeLessThan(count);
+});

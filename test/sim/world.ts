@@ -118,6 +118,8 @@ class World {
       pools: this.pools,
       attemptsMax,
       batchMaxWaitMs,
+      // Hopeless deadlines too: what becomes of them while they wait is what is looked at here.
+      minOnTimeProbability: 0,
       onFatal: (error) => this.checker.violation(`a turn broke: ${String(error)}`),
     });
     this.streams = new Streams(

@@ -30,13 +30,31 @@ export interface HttpError {
 export interface ErrorContext {
   readonly request: Request;
   readonly correlationId: string;
+  /** Null where no key was accepted. */
+  readonly keyId: string | null;
   readonly routes: () => readonly KnownRoute[];
   readonly log: Log;
 }
 
 export function toHttp(error: unknown, context: ErrorContext): HttpError {
   const known = asOrchestratorError(error, context);
-  if (known !== null) return render(known, context.correlationId);
+  if (known !== null) {
+    // Not the message: it may quote what the client sent.
+    context.log.info("request_refused", {
+      correlation_id: context.correlationId,
+      key_id: context.keyId,
+      method: context.request.method,
+      path: requestPath(context.request),
+      code: known.code,
+      status: known.status,
+      policy_label: known.policyLabel,
+      engine: known.engine,
+      pool_id: known.poolId,
+      retry_after_ms: known.retryAfterMs,
+      human: `Refused with ${known.code}.`,
+    });
+    return render(known, context.correlationId);
+  }
   context.log.error(
     "request_failed",
     {

@@ -58,8 +58,16 @@ export function installMiddleware(app: AnyElysia, deps: MiddlewareDeps): void {
       readBody(request, contentType, deps.maxBodyBytes),
     )
     .onError({ as: "global" }, ({ error, request, set }) => {
-      const correlationId = deps.contexts.find(request)?.correlationId ?? deps.entropy.uuid();
-      const { status, headers, body } = toHttp(error, { request, correlationId, routes, log: deps.log });
+      const known = deps.contexts.find(request);
+      const correlationId = known?.correlationId ?? deps.entropy.uuid();
+      const keyId = known?.keyId ?? null;
+      const { status, headers, body } = toHttp(error, {
+        request,
+        correlationId,
+        keyId,
+        routes,
+        log: deps.log,
+      });
       set.status = status;
       return new Response(body, { status, headers: { ...headers, [correlationHeader]: correlationId } });
     });
