@@ -4,6 +4,7 @@
  */
 import { Elysia } from "elysia";
 import { errorTable, OrchestratorError } from "../domain/errors.ts";
+import { grammarDepth } from "../domain/grammar.ts";
 import { limits } from "../domain/limits.ts";
 import type { Sampling, TaskInput } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
@@ -98,7 +99,9 @@ export function tasksRoutes(deps: TasksDeps) {
         if (request.method === "HEAD") return sse(null, record);
         const lastEventId = headers["last-event-id"];
         const after = lastEventId !== undefined ? Number(lastEventId) : (query.after ?? -1);
-        return sse(streams.open(record, caller.keyId, after, query.observe === "1"), record);
+        // Whoever looks at another key's task does not decide about it by leaving.
+        const observes = query.observe === "1" || caller.keyId !== record.spec.keyId;
+        return sse(streams.open(record, caller.keyId, after, observes), record);
       },
       { params: TaskIdParams, query: StreamQuery, headers: StreamHeaders, detail: { tags: ["tasks"] } },
     )
@@ -220,6 +223,12 @@ function samplingOf({ sampling }: TaskRequestBody): Partial<Sampling> {
       {
         details: { field: "sampling.json_schema" },
       },
+    );
+  if (sampling.grammar !== undefined && grammarDepth(sampling.grammar) > limits.grammarDepthMax)
+    throw new OrchestratorError(
+      "INVALID_PARAMS",
+      `sampling.grammar nests deeper than ${limits.grammarDepthMax} groups: give the inner ones rules of their own`,
+      { details: { field: "sampling.grammar" } },
     );
   const asked: Partial<Sampling> = {
     temperature: sampling.temperature as number,

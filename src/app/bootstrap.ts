@@ -158,7 +158,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const idleTrim = new IdleTrim(
     clock,
     () => ({ live: registry.live + loading(), accepted: registry.accepted }),
-    () => void giveMemoryBack(),
+    () => giveMemoryBack(log),
   );
   idleTrim.start();
   releases.add("idle trim", () => idleTrim.stop());

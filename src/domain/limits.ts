@@ -23,6 +23,7 @@ export const limits = {
   stopStringsMax: 16,
   stopStringCharsMax: 256,
   grammarCharsMax: 64 * 1024,
+  grammarDepthMax: 64,
   metadataKeysMax: 32,
   metadataValueCharsMax: 1024,
   maxTokensMax: 1_000_000,

@@ -9,14 +9,27 @@
  * three times as much until it is compiled again (measured).
  */
 import { readFileSync } from "node:fs";
+import type { Log } from "../ports/telemetry.ts";
 
 /** madvise(2): MADV_DONTNEED. On a private mapping of a file that was never written to, it only unmaps. */
 const dontNeed = 4;
 
-/** A full collection, some milliseconds on this program's heap, and the program file's pages, where that works. */
-export async function giveMemoryBack(): Promise<void> {
+let works = process.platform === "linux";
+
+/**
+ * A full collection, some milliseconds on this program's heap, and the program file's pages, where that works.
+ * Never fails: without it the daemon is larger and nothing else.
+ */
+export function giveMemoryBack(log: Log): void {
   Bun.gc(true);
-  if (process.platform !== "linux") return;
+  if (!works) return;
+  unmapCode().catch((error: unknown) => {
+    works = false;
+    log.info("memory_kept", { human: `the program's pages stay mapped: ${String(error)}` });
+  });
+}
+
+async function unmapCode(): Promise<void> {
   const { dlopen, FFIType } = await import("bun:ffi");
   const { symbols, close } = dlopen("libc.so.6", {
     madvise: { args: [FFIType.u64, FFIType.u64, FFIType.i32], returns: FFIType.i32 },

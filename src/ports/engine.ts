@@ -40,7 +40,8 @@ export interface GenerateResult {
 
 /**
  * Why a call to an engine failed.
- * connection: refused, reset, or the stream ended without its final frame: the engine is gone or wrong
+ * unreachable: the connection never came about: nothing reached the engine
+ * connection: reset, or the stream ended without its final frame: the engine is gone or wrong
  * unavailable: alive but loading, or all its slots busy
  * rejected: the engine says the request is bad (message from its error body)
  * context: prompt longer than the context
@@ -51,6 +52,7 @@ export interface GenerateResult {
  */
 export type EngineErrorKind =
   | "connection"
+  | "unreachable"
   | "unavailable"
   | "rejected"
   | "context"

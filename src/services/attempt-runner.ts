@@ -155,6 +155,14 @@ export class AttemptRunner {
           code: "INVALID_PARAMS",
           message: `the engine refused the request: ${error.message}`,
         };
+      case "unreachable":
+        return {
+          kind: "lost",
+          code: "WORKER_RESET",
+          message: `the engine was gone before the start (${error.message}): submit the task again`,
+          tokensProduced,
+          began: false,
+        };
       case "context":
         return { kind: "failed", code: "INVALID_PARAMS", message: error.message };
       default:
@@ -328,7 +336,8 @@ export class AttemptRunner {
    * Prompt progress counts: a long prompt that advances is not a wedge.
    */
   private armWatchdog(run: Running): void {
-    const { firstTokenMs, interTokenMs } = run.attempt.pool.timeouts;
+    const { interTokenMs } = run.attempt.pool.timeouts;
+    const firstTokenMs = firstAnswerMs(run.attempt);
     const allowedMs = run.sawToken ? interTokenMs : firstTokenMs;
     const leftMs = run.lastProgressMs + allowedMs - this.clock.nowMs();
     run.watchdog = this.clock.setTimer(Math.max(1, Math.min(leftMs, interTokenMs)), () => {
@@ -343,6 +352,16 @@ export class AttemptRunner {
     });
   }
 }
+
+/**
+ * Embedding and rerank answer once, when all is done, and tell nothing on the way: a large batch may take what
+ * several prompts take.
+ */
+function firstAnswerMs({ pool, record: { spec } }: Attempt): number {
+  const batches = spec.workload === "completion" ? 1 : 1 + Math.floor(spec.tokensIn / singleAnswerTokens);
+  return pool.timeouts.firstTokenMs * batches;
+}
+const singleAnswerTokens = 4096;
 
 /** An upper bound: a token is at least one byte, the engine adds a begin token and a leading space. */
 export function promptTokensBound(prompt: string): number {

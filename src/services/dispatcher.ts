@@ -317,6 +317,8 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
       infeasible(pool.spec, spec, promise, minOnTimeProbability);
     if (refusal !== null) {
       this.telemetry.refused(engine, refusal);
+      // Somebody wants it: the supervisor may try again now instead of at its next turn; it spaces the tries itself.
+      if (refusal.code === "POOL_UNAVAILABLE") this.deps.control.ensurePool(spec.poolId);
       answers.push(() => settle.reject(refusal));
       return;
     }

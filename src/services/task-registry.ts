@@ -153,7 +153,10 @@ export class TaskRegistry {
       const record = this.ended[this.endedHead];
       assert(record !== undefined, "the line of ended tasks has its counted length");
       const old = nowMs - (record.finishedMs ?? nowMs) > this.retentionMs;
-      const many = this.endedCount > limits.finishedTasksMax || this.endedBytes > limits.finishedLogBytesMax;
+      // Whoever asked for the one that ended last has had no chance to read it: it stays, whatever its size.
+      const many =
+        this.endedCount > 1 &&
+        (this.endedCount > limits.finishedTasksMax || this.endedBytes > limits.finishedLogBytesMax);
       if (!old && !many) return;
       this.endedHead++;
       if (record.log.viewers > 0) {

@@ -75,6 +75,12 @@ describe("a request that is refused", () => {
   const table: readonly (readonly [string, ErrorCode, unknown, string])[] = [
     ["an unknown field", "INVALID_PARAMS", { prompt: "a", promt: "b" }, 'Did you mean "prompt"?'],
     ["an unknown field below", "INVALID_PARAMS", { prompt: "a", sampling: { top: 1 } }, "sampling.top"],
+    [
+      "a grammar that would crash the engine's parser",
+      "INVALID_PARAMS",
+      { prompt: "a", sampling: { grammar: `root ::= ${"(".repeat(20_000)}"a"${")".repeat(20_000)}` } },
+      "nests deeper than 64",
+    ],
     ["an unknown model", "INVALID_PARAMS", { prompt: "a", model_ref: "word" }, "the nearest is words"],
     [
       "an unknown pool",

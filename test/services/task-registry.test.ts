@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { limits } from "../../src/domain/limits.ts";
 import type { TaskSpec, TaskState } from "../../src/domain/task.ts";
 import { type ListQuery, type TaskRecord, TaskRegistry } from "../../src/services/task-registry.ts";
-import { errorEvent } from "../../src/services/terminal-events.ts";
+import { endEvent, errorEvent } from "../../src/services/terminal-events.ts";
 import { Rig } from "./rig.ts";
 
 const promise = { queuePosition: 0, startMs: 0, endMs: 0, onTimeProbability: null };
@@ -180,4 +180,25 @@ test("an ended task's labels count for the bound on memory", () => {
   for (let n = 0; n < Math.min(count, limits.finishedTasksMax - 1); n++)
     end(registry, add(registry, { metadata }), n);
   expect(registry.size).toBeLessThan(count);
+});
+
+test("the one that ended last stays, whatever its size: nobody has read it yet", () => {
+  const registry = new TaskRegistry(3_600_000);
+  const small = add(registry);
+  end(registry, small, 1);
+  const big = add(registry);
+  const embeddings = [Array.from({ length: limits.finishedLogBytesMax / 8 }, () => 0.123456)];
+  big.state = "done";
+  big.finishedMs = 2;
+  const attempt = {
+    finishReason: "stop" as const,
+    tokensIn: 1,
+    tokensCached: 0,
+    tokensOut: 0,
+    promptMs: 1,
+    decodeMs: 0,
+  };
+  big.log.seal(endEvent(big, { ...attempt, result: { embeddings } }, 2), false);
+  registry.noteEnded(big, 2);
+  expect([registry.find(small.spec.taskId), registry.find(big.spec.taskId)]).toEqual([null, big]);
 });
