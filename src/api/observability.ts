@@ -32,7 +32,7 @@ export function observabilityRoutes({ readiness, metrics }: ObservabilityRoutesD
       ({ set }): HealthzBody => {
         set.headers["cache-control"] = fresh;
         const { status, uptimeMs } = readiness.health();
-        return { status, uptime_ms: uptimeMs };
+        return { status, uptime_ms: Math.round(uptimeMs) };
       },
       {
         response: { 200: Healthz },

@@ -65,8 +65,8 @@ const healthOf = (pool: PoolHealth): PoolHealthBody => ({
   replicas: pool.replicas.map(replicaOf),
   queue: queueOf(pool.queue),
   metrics: {
-    decode_tokens_per_second: pool.metrics.decodeTps,
-    prefill_tokens_per_second: pool.metrics.prefillTps,
+    decode_tokens_per_second: toTenths(pool.metrics.decodeTps),
+    prefill_tokens_per_second: toTenths(pool.metrics.prefillTps),
     tasks_done: pool.metrics.tasksDone,
     tasks_failed: pool.metrics.tasksFailed,
     tokens_out_total: pool.metrics.tokensOut,
@@ -94,7 +94,7 @@ const failureOf = (failure: ReplicaFailure | null): ReplicaBody["last_error"] =>
         exit_code: failure.exitCode,
         signal: failure.signal,
         log_tail: [...failure.logTail],
-        at_ms: failure.atMs,
+        at_ms: Math.round(failure.atMs),
       };
 
 const queueOf = ({ interactive, batch, capacity }: QueueDepth): SummaryBody["queue"] => ({
@@ -102,3 +102,7 @@ const queueOf = ({ interactive, batch, capacity }: QueueDepth): SummaryBody["que
   batch,
   capacity,
 });
+
+/** A measured speed is no better known than that. */
+const toTenths = (value: number | null): number | null =>
+  value === null ? null : Math.round(value * 10) / 10;

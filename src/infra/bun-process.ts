@@ -19,6 +19,7 @@ import {
   childrenFolder,
   daemonMark,
   isDaemonAlive,
+  isSystemError,
   killChildren,
   killUntilGone,
   markVariable,
@@ -79,8 +80,7 @@ export class BunProcessHost implements ProcessHost {
     this.#ensureGuard();
     const child = spawn(request, this.#mark);
     const pid = child.pid;
-    // Readable even when it ended already: only our own event loop reaps it.
-    const startTicks = readProcess(pid)?.startTicks ?? "0";
+    const startTicks = this.#startTicksOf(pid);
     const pipes = Promise.all([
       pumpLines(child.stdout, (line) => request.onLine(line, "stdout")),
       pumpLines(child.stderr, (line) => request.onLine(line, "stderr")),
@@ -98,8 +98,7 @@ export class BunProcessHost implements ProcessHost {
 
   async #ended(child: Child, startTicks: string, pipes: Promise<unknown>): Promise<ProcessExit> {
     await child.exited;
-    const left = membersOf(child.pid, startTicks);
-    if (left.length > 0) await killUntilGone(() => membersOf(child.pid, startTicks), sweepWaitMs);
+    await this.#endGroup(child.pid, startTicks);
     // The last lines tell why it ended, so they come before its end is told.
     const patience = Promise.withResolvers<void>();
     const timer = setTimeout(() => patience.resolve(), drainMs);
@@ -107,6 +106,30 @@ export class BunProcessHost implements ProcessHost {
     clearTimeout(timer);
     if (child.signalCode !== null) return { code: null, signal: String(child.signalCode) };
     return { code: child.exitCode, signal: null };
+  }
+
+  /** "0" (matches no process) when /proc cannot be read now: the child runs, and must not be lost for that. */
+  #startTicksOf(pid: number): string {
+    try {
+      // Readable even when it ended already: only our own event loop reaps it.
+      return readProcess(pid)?.startTicks ?? "0";
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      const human = `The start time of process ${pid} cannot be read: ${error.message}`;
+      this.#options.log.warn("process_not_read", { pid, code: error.code, human });
+      return "0";
+    }
+  }
+
+  /** What the child left in its group. Never rejects for the system's refusals: its exit has to be told. */
+  async #endGroup(pid: number, startTicks: string): Promise<void> {
+    try {
+      await killUntilGone(() => membersOf(pid, startTicks), sweepWaitMs);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      const human = `What process ${pid} left in its group cannot be found, it may run on: ${error.message}`;
+      this.#options.log.warn("process_group_not_ended", { pid, code: error.code, human });
+    }
   }
 
   writeSecret(path: string, content: string): void {
@@ -242,14 +265,6 @@ async function pumpLines(stream: ReadableStream<Uint8Array>, onLine: (line: stri
   for await (const bytes of stream) take(decoder.decode(bytes, { stream: true }));
   take(decoder.decode());
   if (open !== "") onLine(open);
-}
-
-interface SystemError extends Error {
-  readonly code: string;
-}
-
-function isSystemError(error: unknown): error is SystemError {
-  return error instanceof Error && "code" in error && typeof error.code === "string";
 }
 
 /** The disk's refusals as errors that an operator can act on. */

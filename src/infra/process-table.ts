@@ -32,17 +32,30 @@ export interface RememberedChild {
 /** In the environment of every child: finds those too that left the group, or were not yet remembered. */
 export const markVariable = "ORCHD_CHILD_OF";
 
-/** Between two looks at what was killed. */
-const pauseMs = 5;
+/** Between two looks at what was killed: soon at first; a look reads all of /proc, so then more and more rarely. */
+const pauseMsFirst = 5;
+const pauseMsMax = 200;
 
-const systemErrors = new Set(["ENOENT", "ESRCH", "EACCES", "EPERM", "ENOTDIR"]);
+/** Of one file: its process is gone or not ours. EIO: the kernel's word for a process that is just ending. */
+const goneErrors = new Set(["ENOENT", "ESRCH", "EACCES", "EPERM", "ENOTDIR", "EIO", "ESTALE"]);
 
-/** Null instead of the file where it is gone or not ours: processes end while one looks at them. */
+export interface SystemError extends Error {
+  readonly code: string;
+}
+
+export function isSystemError(error: unknown): error is SystemError {
+  return error instanceof Error && "code" in error && typeof error.code === "string";
+}
+
+/**
+ * Null instead of the file where it is gone or not ours: processes end while one looks at them. Throws when the
+ * machine is short of descriptors or memory: that a process cannot be looked at must not read as "it is gone".
+ */
 function readOrNull(path: string): string | null {
   try {
     return readFileSync(path, "latin1");
   } catch (error) {
-    if (error instanceof Error && "code" in error && systemErrors.has(String(error.code))) return null;
+    if (isSystemError(error) && goneErrors.has(error.code)) return null;
     throw error;
   }
 }
@@ -107,8 +120,7 @@ export function signal(pid: number, name: "SIGTERM" | "SIGKILL" | "SIGINT"): boo
   try {
     return process.kill(pid, name);
   } catch (error) {
-    if (error instanceof Error && "code" in error && (error.code === "ESRCH" || error.code === "EPERM"))
-      return false;
+    if (isSystemError(error) && (error.code === "ESRCH" || error.code === "EPERM")) return false;
     throw error;
   }
 }
@@ -137,7 +149,7 @@ export function rememberedChildren(runDir: string): { path: string; child: Remem
   try {
     names = readdirSync(folder);
   } catch (error) {
-    if (error instanceof Error && "code" in error && error.code === "ENOENT") return [];
+    if (isSystemError(error) && error.code === "ENOENT") return [];
     throw error;
   }
   return names
@@ -194,19 +206,31 @@ export async function killChildren(
 /**
  * Kills what `find` finds until it finds nothing twice in a row: a child between fork and exec shows neither
  * its mark nor its group yet. Gives up after `waitMs`. Returns how many process groups were found alive.
+ * A look that the system refuses is taken again; throws the refusal when the last look was one.
  */
 export async function killUntilGone(find: () => ProcessEntry[], waitMs: number): Promise<number> {
   const groups = new Set<number>();
   const deadline = performance.now() + waitMs;
   let emptyInRow = 0;
+  let pauseMs = pauseMsFirst;
+  let refusal: SystemError | null = null;
   while (emptyInRow < 2 && performance.now() < deadline) {
-    const left = find();
-    emptyInRow = left.length === 0 ? emptyInRow + 1 : 0;
-    for (const entry of left) {
-      groups.add(entry.group);
-      killEntry(entry);
+    try {
+      const left = find();
+      emptyInRow = left.length === 0 ? emptyInRow + 1 : 0;
+      for (const entry of left) {
+        groups.add(entry.group);
+        killEntry(entry);
+      }
+      refusal = null;
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      refusal = error;
+      emptyInRow = 0;
     }
     if (emptyInRow < 2) await Bun.sleep(pauseMs);
+    pauseMs = Math.min(pauseMs * 2, pauseMsMax);
   }
+  if (refusal !== null) throw refusal;
   return groups.size;
 }

@@ -42,7 +42,7 @@ export interface GenerateResult {
  * Why a call to an engine failed.
  * unreachable: the connection never came about: nothing reached the engine
  * connection: reset, or the stream ended without its final frame: the engine is gone or wrong
- * unavailable: alive but loading, or all its slots busy
+ * unavailable: alive but loading, or all its slots busy; or this machine is short of descriptors or buffers
  * rejected: the engine says the request is bad (message from its error body)
  * context: prompt longer than the context
  * unsupported: this engine cannot do this workload
@@ -106,7 +106,8 @@ export interface EngineClient {
   slots(signal: AbortSignal): Promise<SlotSnapshot[]>;
   /**
    * After a generation was aborted: resolves when the engine has freed the slot. Never polls `/slots` more
-   * often than limits.slotPollMs; rejects with EngineError("timeout") after limits.slotConfirmMsMax.
+   * often than limits.slotPollMs; rejects with EngineError("timeout") after limits.slotConfirmMsMax. Once a call
+   * has failed with `connection` or `unreachable`, only an answer of the engine counts; a gone one rejects.
    */
   awaitSlotFree(slot: number, signal: AbortSignal): Promise<void>;
   /** A line of the engine's log, as the supervisor reads it: some engines tell there that a slot is free. */

@@ -121,7 +121,7 @@ describe("mock engine: scripted faults", () => {
     expect(await run(engine, sink)).toBe("connection");
     expect(sink.pieces).toHaveLength(3);
     expect(await engine.client.exited).toContain("crashed");
-    expect(await failureOf(engine.client.health(never))).toBe("connection");
+    expect(await failureOf(engine.client.health(never))).toBe("unreachable");
     const next = engine.adapter.connectInProcess(engine.pool, "mock-0");
     expect(await next.health(never)).toBe("ok");
     expect(await run(engine, new RecordingSink(), next)).toBe("it succeeded");

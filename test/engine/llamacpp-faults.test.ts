@@ -2,7 +2,7 @@
  * The llama.cpp client against an engine that lies, and how soon the real one frees a slot after an abort.
  */
 import { afterEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, statSync } from "node:fs";
+import { mkdtempSync, readdirSync, readlinkSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { limits } from "../../src/domain/limits.ts";
@@ -10,7 +10,7 @@ import type { PoolSpec } from "../../src/domain/pool.ts";
 import { LlamaCppAdapter } from "../../src/infra/engines/llamacpp.ts";
 import { launch } from "../../src/infra/engines/llamacpp-launch.ts";
 import { SlotWatch } from "../../src/infra/engines/slot-watch.ts";
-import type { SlotSnapshot } from "../../src/ports/engine.ts";
+import { EngineError, type EngineErrorKind, type SlotSnapshot } from "../../src/ports/engine.ts";
 import {
   clock,
   entropy,
@@ -26,6 +26,7 @@ import {
 } from "../support/engine.ts";
 import { writeLyingServer } from "../support/lying-llama-server.ts";
 import { VirtualClock } from "../support/virtual-clock.ts";
+import { waitFor } from "../support/wait.ts";
 
 const cleanups: (() => Promise<void> | void)[] = [];
 afterEach(async () => {
@@ -110,6 +111,52 @@ describe("a lying engine", () => {
   test("an engine that is open without its key is not accepted", async () => {
     const { client } = await startLying("open-slots");
     expect(await failureOf(client.identity(never))).toBe("protocol");
+  });
+
+  for (const lie of ["says-slots=0", "says-slots=1.5", "says-ctx=0", "says-ctx=-1"]) {
+    test(`${lie} is no identity`, async () => {
+      const { client } = await startLying(lie);
+      expect(await failureOf(client.identity(never))).toBe("protocol");
+    });
+  }
+
+  test("a connection that it keeps open after the final frame is closed from our side", async () => {
+    const { client, pid } = await startLying("keep-open");
+    const sockets = () =>
+      readdirSync(`/proc/${pid}/fd`).filter((fd) => {
+        try {
+          return readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith("socket:");
+        } catch {
+          // Closed between the two looks.
+          return false;
+        }
+      }).length;
+    await client.generate(request(), new RecordingSink(), never);
+    const before = await waitFor(() => sockets());
+    for (let i = 0; i < 20; i++) await client.generate(request(), new RecordingSink(), never);
+    await waitFor(() => sockets() <= before, 5_000, "the connections are closed");
+  });
+
+  test("a dead one: a slot that was free before is not called free, and nothing reached it", async () => {
+    const { client, pid, exited } = await startLying("");
+    await client.generate(request(), new RecordingSink(), never);
+    await client.awaitSlotFree(0, never);
+    process.kill(-pid, "SIGKILL");
+    await exited;
+    expect(await failureOf(client.countTokens("x", never))).toBe("unreachable");
+    expect(await within(5_000, "the wait ends", failureOf(client.awaitSlotFree(0, never)))).toBe(
+      "unreachable",
+    );
+  });
+
+  test("without a free descriptor the engine is unavailable, not gone", async () => {
+    const script = join(import.meta.dir, "../support/starved-client.ts");
+    const starved = Bun.spawn(["/bin/sh", "-c", 'ulimit -n 128; exec "$0" "$@"', process.execPath, script], {
+      stdout: "pipe",
+      stderr: "inherit",
+    });
+    expect(await new Response(starved.stdout).text()).toBe("unavailable\n");
+    expect(await starved.exited).toBe(0);
   });
 
   test("while it loads, it says so", async () => {
@@ -222,12 +269,14 @@ describe("launch plan", () => {
 
 describe("slot watch", () => {
   const line = (what: string, slot: number) => `{"msg":"slot ${what}: id  ${slot} | task 4 | and so on"}`;
-  const start = (answers: SlotSnapshot[][]) => {
+  const start = (answers: (SlotSnapshot[] | EngineErrorKind)[]) => {
     const virtual = new VirtualClock();
     const polledMs: number[] = [];
     const watch = new SlotWatch(virtual, async () => {
       polledMs.push(virtual.nowMs());
-      return answers[polledMs.length - 1] ?? [];
+      const answer = answers[polledMs.length - 1] ?? [];
+      if (typeof answer === "string") throw new EngineError(answer, "scripted");
+      return answer;
     });
     return { virtual, polledMs, watch };
   };
@@ -265,6 +314,50 @@ describe("slot watch", () => {
     const gaps = polledMs.map((atMs, i) => atMs - (polledMs[i - 1] ?? fromMs));
     expect(gaps).toHaveLength(3);
     expect(gaps.slice(1).every((gap) => gap >= limits.slotPollMs)).toBe(true);
+    expect(virtual.pendingTimers).toBe(0);
+  });
+
+  test("in doubt neither memory nor a line frees a slot, only an answer", async () => {
+    const { virtual, polledMs, watch } = start([[busy(0)], [free(0)]]);
+    watch.begin(0);
+    watch.onLogLine(line("launch_slot_", 0));
+    watch.onLogLine(line("     release", 0));
+    watch.doubt();
+    let isFree = false;
+    const waiting = watch.waitFree(0, never).then(() => {
+      isFree = true;
+    });
+    watch.onLogLine(line("     release", 0));
+    await virtual.advance(limits.slotPollMs / 2);
+    expect([isFree, polledMs.length]).toEqual([false, 1]);
+    await virtual.advance(limits.slotPollMs);
+    await waiting;
+    expect(polledMs).toHaveLength(2);
+    expect(virtual.pendingTimers).toBe(0);
+  });
+
+  test.each([["unavailable"], ["timeout"], ["unreachable"]] as const)(
+    "one poll that fails as %s is asked again",
+    async (kind) => {
+      const { virtual, polledMs, watch } = start([kind, [free(0)]]);
+      watch.begin(0);
+      const waiting = watch.waitFree(0, never);
+      await virtual.advance(limits.slotPollMs * 2);
+      await waiting;
+      expect(polledMs).toHaveLength(2);
+    },
+  );
+
+  test.each([
+    ["connection", 1],
+    ["unreachable", 2],
+  ] as const)("%s is an engine that is gone, after %d polls", async (kind, polls) => {
+    const { virtual, polledMs, watch } = start([kind, kind, kind]);
+    watch.begin(0);
+    const waiting = failureOf(watch.waitFree(0, never));
+    await virtual.advance(limits.slotPollMs * 3);
+    expect(await waiting).toBe(kind);
+    expect(polledMs).toHaveLength(polls);
     expect(virtual.pendingTimers).toBe(0);
   });
 

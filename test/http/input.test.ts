@@ -1,6 +1,7 @@
 /** What comes in: bounds on the body, JSON, and the words with which a schema refuses, on real sockets. */
 import { afterAll, describe, expect, test } from "bun:test";
 import type { ErrorEnvelopeBody } from "../../src/api/schema/errors.ts";
+import { parseJsonBody } from "../../src/app/middleware/json-body.ts";
 import { sendRaw } from "../support/raw-http.ts";
 import { sampleStream, startTestApp, taskId, testKey } from "../support/test-app.ts";
 
@@ -72,7 +73,7 @@ describe("the body", () => {
     ["two documents", '{"prompt":"x"} {}', 15],
     ["an unclosed string", '{"prompt":"x', 12],
     ["a stray bracket", '{"prompt":"x"]', 13],
-    ["a bad escape", '{"prompt":"\\x"}', 10],
+    ["a bad escape", '{"prompt":"\\x"}', 11],
     ["a missing colon", '{"prompt" 1}', 10],
     ["a number as a name", "{1:2}", 1],
     ["on the second line", '{\n  "seed": ,\n}', 12],
@@ -87,6 +88,21 @@ describe("the body", () => {
         ? { in: "body" }
         : { offset, line: before.length, column: (before.at(-1)?.length ?? 0) + 1 },
     );
+  });
+
+  test("that is not JSON after a long string says where, in little time", () => {
+    const long = "x\\n\\u00e9".repeat(1024 * 1024);
+    const before = process.cpuUsage();
+    for (const [text, offset] of [
+      [`{"prompt":"${long}" "seed":1}`, long.length + 13],
+      [`{"prompt":"${long}\n"}`, long.length + 11],
+      [`{"prompt":"${long}\\q"}`, long.length + 11],
+      [`{"prompt":"${long}`, long.length + 11],
+    ] as const) {
+      expect(() => parseJsonBody(text)).toThrow(`(character ${offset})`);
+    }
+    const cpu = process.cpuUsage(before);
+    expect((cpu.user + cpu.system) / 1e6 / 4).toBeLessThan(1);
   });
 
   test("in other bytes than UTF-8 is refused", async () => {

@@ -1,10 +1,15 @@
 /** GGUF headers: built byte by byte here, read by the product; then every way to be broken. */
 import { describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
-import { isGgufError, parseGgufHeader, readGgufHeader } from "../../src/infra/engines/gguf-header.ts";
+import {
+  isGgufError,
+  parseGgufHeader,
+  readGgufHeader,
+  readOpenGguf,
+} from "../../src/infra/engines/gguf-header.ts";
 import { contextPerSlot } from "../../src/infra/engines/llamacpp-launch.ts";
 import { testModel } from "../support/engine.ts";
 
@@ -134,6 +139,29 @@ describe("GGUF header", () => {
     } finally {
       rmSync(folder, { recursive: true });
     }
+  });
+
+  test("a file that cannot be read has a reason too", () => {
+    const folder = mkdtempSync(join(tmpdir(), "orchd-gguf-"));
+    const path = join(folder, "a.gguf");
+    writeFileSync(path, gguf(keys));
+    // Open for writing only: it is a file of the right size, and each read fails.
+    const fd = openSync(path, "a");
+    const read = () => {
+      try {
+        readOpenGguf(fd);
+        return "it was read";
+      } catch (error) {
+        return isGgufError(error) ? error.message : `not a GgufError: ${String(error)}`;
+      }
+    };
+    try {
+      expect(read()).toBe("the model file cannot be read (EBADF)");
+    } finally {
+      closeSync(fd);
+      rmSync(folder, { recursive: true });
+    }
+    expect(read()).toBe("the model file cannot be read (EBADF)");
   });
 
   test("sizes the context: asked for, trained, or bounded", () => {

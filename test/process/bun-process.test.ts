@@ -15,7 +15,7 @@ import { join } from "node:path";
 import { isOrchestratorError } from "../../src/domain/errors.ts";
 import { limits } from "../../src/domain/limits.ts";
 import { BunProcessHost } from "../../src/infra/bun-process.ts";
-import { readProcess } from "../../src/infra/process-table.ts";
+import { killUntilGone, type ProcessEntry, readProcess } from "../../src/infra/process-table.ts";
 import type { StartedProcess } from "../../src/ports/process.ts";
 import { RecordingLog } from "../support/fakes-supervisor.ts";
 import { argvOf, endIfRunning, isKnown, isRunning } from "../support/process-probe.ts";
@@ -397,6 +397,45 @@ describe("what a sweep must not kill", () => {
     }
     bystander.signalGroup("SIGKILL");
     await bystander.exited;
+  });
+});
+
+describe("looking for what is left", () => {
+  test("is done more and more rarely", async () => {
+    const notThere: ProcessEntry = { pid: process.pid, state: "R", group: 1, session: 1, startTicks: "-1" };
+    let looks = 0;
+    const find = () => {
+      looks += 1;
+      return [notThere];
+    };
+    expect(await killUntilGone(find, 1_000)).toBe(1);
+    expect(looks).toBeGreaterThan(3);
+    expect(looks).toBeLessThan(12);
+  });
+
+  test("goes on after a look that the system refused, and tells when it refuses to the end", async () => {
+    const refusal = () => Object.assign(new Error("too many open files"), { code: "EMFILE" });
+    let looks = 0;
+    const find = () => {
+      looks += 1;
+      if (looks === 2) throw refusal();
+      return [];
+    };
+    expect(await killUntilGone(find, 5_000)).toBe(0);
+    expect(looks).toBe(4);
+    const refused = killUntilGone(() => {
+      throw refusal();
+    }, 20);
+    const outcome = await refused.catch((error: unknown) => String(error));
+    expect(outcome).toBe("Error: too many open files");
+  });
+
+  test("without a free descriptor a child's exit is told all the same, and the trouble logged", async () => {
+    const script = join(import.meta.dir, "../support/starved-host.ts");
+    const starved = Bun.spawn([process.execPath, script, runDir], { stdout: "pipe", stderr: "inherit" });
+    pids.push(starved.pid);
+    expect(await new Response(starved.stdout).text()).toBe("SIGKILL process_group_not_ended EMFILE\n");
+    expect(await starved.exited).toBe(0);
   });
 });
 

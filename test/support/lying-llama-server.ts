@@ -15,6 +15,8 @@
  *   wedge                  /health answers, everything else hangs
  *   wedge-after=N          the same after N completions
  *   open-slots             answers without its key
+ *   says-slots=N, says-ctx=N    what it says of itself
+ *   keep-open              does not close a connection after a complete completion
  *   wrong-status=N         completions answer N with a page that is no JSON
  *   error-frame            an error frame after two tokens
  *   torn-frame             the connection ends inside a frame
@@ -211,8 +213,8 @@ class LyingServer {
         return { status: "ok" };
       case "/props":
         return {
-          default_generation_settings: { n_ctx: this.#ctx },
-          total_slots: this.#slots.length,
+          default_generation_settings: { n_ctx: Number(this.#lie("says-ctx") ?? this.#ctx) },
+          total_slots: Number(this.#lie("says-slots") ?? this.#slots.length),
           model_path: this.#arg("-m"),
           chat_template: "{{ messages }}",
           build_info: "b0-lying",
@@ -303,8 +305,10 @@ class Completion {
       tokens_evaluated: 5,
       timings: { cache_n: 0, prompt_n: 5, prompt_ms: 1, predicted_n: this.#tokens, predicted_ms: 1 },
     });
-    this.#chunk("");
-    this.#socket.end();
+    if (!this.#lies.has("keep-open")) {
+      this.#chunk("");
+      this.#socket.end();
+    }
     release();
   }
 

@@ -16,7 +16,8 @@ export function parseJsonBody(text: string): unknown {
   } catch (cause) {
     const at = errorOffset(text);
     const before = text.slice(0, at);
-    const line = before.split("\n").length;
+    let line = 1;
+    for (let end = before.indexOf("\n"); end !== -1; end = before.indexOf("\n", end + 1)) line += 1;
     const column = at - (before.lastIndexOf("\n") + 1) + 1;
     const what = at >= text.length ? "it ends too early" : "this is where it stops being JSON";
     throw new OrchestratorError(
@@ -65,28 +66,19 @@ function endOfString(text: string, start: number): number {
 
 /** Offset of the first character that cannot belong to a JSON text; the length when more is needed. */
 function errorOffset(text: string): number {
-  const tokens =
-    /[ \t\n\r]*(?:([{}[\]:,])|("(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")|(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)(?![\w.+-]))/y;
   /** What may come next inside each open container. */
   type Want = "value" | "value-or-end" | "key" | "key-or-end" | "colon" | "comma-or-end" | "nothing";
   const open: ("{" | "[")[] = [];
   let want: Want = "value";
   const afterValue = (): Want => (open.length === 0 ? "nothing" : "comma-or-end");
+  let next = 0;
   for (;;) {
-    const from = tokens.lastIndex;
-    const match = tokens.exec(text);
-    if (match === null) return firstSolid(text, from);
-    const at = tokens.lastIndex - (match[1] ?? match[2] ?? match[3] ?? "").length;
-    const mark = match[1];
-    const bare = match[2] === undefined ? -1 : controlCharacter(match[2]);
-    if (bare !== -1) return at + bare;
-    const wantsValue = want === "value" || want === "value-or-end";
-    const wantsKey = want === "key" || want === "key-or-end";
-    if (mark === undefined) {
-      if (wantsValue) want = afterValue();
-      else if (wantsKey && match[2] !== undefined) want = "colon";
-      else return at;
-    } else if (mark === "{" || mark === "[") {
+    const at = firstSolid(text, next);
+    const mark = text.charAt(at);
+    next = at + 1;
+    const wantsValue: boolean = want === "value" || want === "value-or-end";
+    const wantsKey: boolean = want === "key" || want === "key-or-end";
+    if (mark === "{" || mark === "[") {
       if (!wantsValue) return at;
       open.push(mark);
       want = mark === "{" ? "key-or-end" : "value-or-end";
@@ -96,25 +88,61 @@ function errorOffset(text: string): number {
     } else if (mark === ",") {
       if (want !== "comma-or-end") return at;
       want = open.at(-1) === "{" ? "key" : "value";
-    } else {
+    } else if (mark === "}" || mark === "]") {
       const opener = mark === "}" ? "{" : "[";
       const closes = want === "comma-or-end" || want === (opener === "{" ? "key-or-end" : "value-or-end");
       if (open.at(-1) !== opener || !closes) return at;
       open.pop();
       want = afterValue();
+    } else if (mark === '"') {
+      if (!wantsValue && !wantsKey) return at;
+      const end = endOfString(text, at);
+      const wrong = errorInString(text, at + 1, end);
+      if (wrong !== -1) return wrong;
+      // A string that never closes is best shown by where the text ends.
+      if (end === text.length) return end;
+      next = end + 1;
+      want = wantsKey ? "colon" : afterValue();
+    } else {
+      const length = wantsValue ? wordLength(text, at) : 0;
+      if (length === 0) return at;
+      next = at + length;
+      want = afterValue();
     }
   }
 }
 
-/** Where a string holds a character that JSON wants escaped; -1: nowhere. */
-function controlCharacter(text: string): number {
-  for (let at = 0; at < text.length; at += 1) if (text.charCodeAt(at) < 0x20) return at;
+/** First control character, or start of a broken escape, of a string's inside; -1: none. */
+function errorInString(text: string, start: number, end: number): number {
+  for (let at = start; at < end; at += 1) {
+    const char = text.charCodeAt(at);
+    if (char < 0x20) return at;
+    if (char !== backslash) continue;
+    // A string that is cut off inside an escape is only too short.
+    if (at + 1 === text.length) return -1;
+    const kind = text.charAt(at + 1);
+    if (kind === "u" ? !/^[0-9a-fA-F]{4}$/.test(text.slice(at + 2, at + 6)) : !'"\\/bfnrt'.includes(kind))
+      return at;
+    at += kind === "u" ? 5 : 1;
+  }
   return -1;
 }
 
+const wordHere = /[\w.+-]*/y;
+
+/** Length of the number, true, false or null at `at`; 0: none is there. */
+function wordLength(text: string, at: number): number {
+  wordHere.lastIndex = at;
+  const word = wordHere.exec(text)?.[0] ?? "";
+  return /^(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)$/.test(word) ? word.length : 0;
+}
+
+/** Index of the first character from `from` on that is no white space; the text's length when there is none. */
 function firstSolid(text: string, from: number): number {
   let at = from;
-  while (at < text.length && " \t\n\r".includes(text.charAt(at))) at += 1;
-  // A string that never closes is best shown by where the text ends.
-  return text.charCodeAt(at) === quote && endOfString(text, at) === text.length ? text.length : at;
+  for (; at < text.length; at += 1) {
+    const char = text.charCodeAt(at);
+    if (char !== 0x20 && char !== 0x0a && char !== 0x0d && char !== 0x09) break;
+  }
+  return at;
 }

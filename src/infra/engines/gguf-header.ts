@@ -213,16 +213,35 @@ export function readGgufHeader(path: string): GgufHeader {
     throw new GgufError("missing", "the model file cannot be opened", { cause });
   }
   try {
-    const stat = fstatSync(fd);
-    if (!stat.isFile()) throw invalid("it is no file");
-    return parseGgufHeader({
-      sizeBytes: stat.size,
-      read: (offset, length) => {
-        const buffer = Buffer.allocUnsafe(length);
-        return buffer.subarray(0, readSync(fd, buffer, 0, length, offset));
-      },
-    });
+    return readOpenGguf(fd);
   } finally {
     closeSync(fd);
+  }
+}
+
+/** As readGgufHeader; the file stays open. */
+export function readOpenGguf(fd: number): GgufHeader {
+  const stat = orInvalid(() => fstatSync(fd));
+  if (!stat.isFile()) throw invalid("it is no file");
+  return parseGgufHeader({
+    sizeBytes: stat.size,
+    read: (offset, length) => {
+      const buffer = Buffer.allocUnsafe(length);
+      return buffer.subarray(
+        0,
+        orInvalid(() => readSync(fd, buffer, 0, length, offset)),
+      );
+    },
+  });
+}
+
+/** A disk that fails and a network file that is gone make a file as unusable as wrong bytes do. */
+function orInvalid<T>(act: () => T): T {
+  try {
+    return act();
+  } catch (cause) {
+    const code = (cause as { code?: unknown }).code;
+    if (typeof code !== "string") throw cause;
+    throw new GgufError("invalid", `the model file cannot be read (${code})`, { cause });
   }
 }

@@ -8,6 +8,7 @@
  * Always: exactly one of onEnd and onFailed is called, unless `cancel` came first; after either, and after
  * `cancel`, nothing is called. `cancel` closes the socket at once, which is how an engine learns of an abort.
  */
+import { closeSync, openSync } from "node:fs";
 import type { Socket } from "bun";
 import { EngineError, isEngineError } from "../../ports/engine.ts";
 import { HttpResponseParser } from "./http-response.ts";
@@ -27,7 +28,7 @@ export interface ExchangeSink {
   onHead(status: number): void;
   onBody(bytes: Buffer, start: number, end: number): void;
   onEnd(): void;
-  /** An EngineError of kind connection or protocol, or whatever a sink's own code threw. */
+  /** An EngineError of kind unreachable, unavailable, connection or protocol, or what a sink's own code threw. */
   onFailed(error: unknown): void;
 }
 
@@ -107,7 +108,8 @@ export class HttpExchange {
     if (this.#settled) return;
     this.#settle();
     this.#sink.onEnd();
-    this.#socket?.end();
+    // Not `end`: that waits for the engine to close too, and one that does not would cost us a descriptor.
+    this.#socket?.terminate();
   }
 
   #closed(cause: unknown): void {
@@ -121,9 +123,13 @@ export class HttpExchange {
     }
     const code = (cause as { code?: unknown } | undefined)?.code;
     const why = typeof code === "string" ? ` (${code})` : "";
-    const what =
-      this.#socket === null ? "could not be reached" : "closed the connection before its answer was complete";
-    this.#fail(new EngineError("connection", `the engine ${what}${why}`, { cause }));
+    if (this.#socket !== null) {
+      const what = "closed the connection before its answer was complete";
+      this.#fail(new EngineError("connection", `the engine ${what}${why}`, { cause }));
+    } else if (shortages.has(String(code)) || lacksDescriptors()) {
+      const what = "this machine lacks what a connection to the engine needs";
+      this.#fail(new EngineError("unavailable", `${what}${why}`, { cause }));
+    } else this.#fail(new EngineError("unreachable", `the engine could not be reached${why}`, { cause }));
   }
 
   #fail(error: unknown): void {
@@ -138,6 +144,19 @@ export class HttpExchange {
     this.#settled = true;
     this.#unsent = null;
     this.#parser.stop();
+  }
+}
+
+/** Says nothing about the engine. */
+const shortages = new Set(["EMFILE", "ENFILE", "EAGAIN", "ENOBUFS", "ENOMEM"]);
+
+/** Bun tells a connect that found no free descriptor as ECONNREFUSED, so it is tried out. */
+function lacksDescriptors(): boolean {
+  try {
+    closeSync(openSync("/dev/null", "r"));
+    return false;
+  } catch (error) {
+    return shortages.has(String((error as { code?: unknown }).code));
   }
 }
 

@@ -7,7 +7,7 @@
  */
 import { limits } from "../../domain/limits.ts";
 import type { Clock } from "../../ports/clock.ts";
-import { EngineError, type GenerateResult, type GenerateSink } from "../../ports/engine.ts";
+import { EngineError, type GenerateResult, type GenerateSink, isEngineError } from "../../ports/engine.ts";
 import { type Endpoint, HttpExchange, type HttpRequest } from "./http-exchange.ts";
 import {
   type FastToken,
@@ -55,13 +55,16 @@ export class LlamaCppCalls {
   readonly #clock: Clock;
   readonly #endpoint: () => Endpoint | null;
   readonly #key: string;
+  readonly #onLost: () => void;
   readonly #live = new Set<(error: EngineError) => void>();
   #closed = false;
 
-  constructor(clock: Clock, key: string, endpoint: () => Endpoint | null) {
+  /** `onLost` hears of every call that failed because the engine may be gone, before the call rejects. */
+  constructor(clock: Clock, key: string, endpoint: () => Endpoint | null, onLost: () => void) {
     this.#clock = clock;
     this.#key = key;
     this.#endpoint = endpoint;
+    this.#onLost = onLost;
   }
 
   /** The whole answer, whatever its status. `timeoutMs` null: the caller's signal alone bounds it. */
@@ -131,7 +134,7 @@ export class LlamaCppCalls {
       return Promise.reject(new EngineError("aborted", `${path} was not called`));
     const endpoint = this.#endpoint();
     if (endpoint === null)
-      return Promise.reject(new EngineError("connection", "the engine does not listen yet"));
+      return Promise.reject(new EngineError("unreachable", "the engine does not listen yet"));
     const request: HttpRequest = {
       method: body === null ? "GET" : "POST",
       path,
@@ -149,10 +152,15 @@ export class LlamaCppCalls {
         return true;
       };
       const fail = (error: unknown) => {
-        if (settle()) reject(error);
+        if (!settle()) return;
+        if (isGone(error)) this.#onLost();
+        reject(error);
       };
       const received = receiver((value) => {
-        if (settle()) resolve(value);
+        if (!settle()) return;
+        // A stream's final frame comes before its end, which a broken engine may never send.
+        exchange.cancel();
+        resolve(value);
       }, fail);
       const cut = (error: EngineError) => {
         received.stop?.();
@@ -171,6 +179,11 @@ export class LlamaCppCalls {
       signal.addEventListener("abort", onAbort, { once: true });
     });
   }
+}
+
+/** The engine is gone, or may be. */
+export function isGone(error: unknown): boolean {
+  return isEngineError(error) && ["connection", "unreachable"].includes(error.engineErrorKind);
 }
 
 interface Receiver {

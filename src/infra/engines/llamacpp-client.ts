@@ -51,6 +51,8 @@ export interface LlamaCppClientOptions {
 
 const num = (value: unknown): number | null =>
   typeof value === "number" && Number.isFinite(value) ? value : null;
+const count = (value: unknown): number | null =>
+  typeof value === "number" && Number.isSafeInteger(value) && value >= 1 ? value : null;
 const text = (value: unknown): string | null => (typeof value === "string" && value !== "" ? value : null);
 
 export class LlamaCppClient implements EngineClient {
@@ -65,8 +67,13 @@ export class LlamaCppClient implements EngineClient {
     this.#clock = options.clock;
     this.#workload = options.workload;
     this.#endpoint = options.socketPath === null ? null : { unix: options.socketPath };
-    this.#calls = new LlamaCppCalls(options.clock, options.key, () => this.#endpoint);
     this.#slotWatch = new SlotWatch(options.clock, (signal) => this.#askSlots(signal));
+    this.#calls = new LlamaCppCalls(
+      options.clock,
+      options.key,
+      () => this.#endpoint,
+      () => this.#slotWatch.doubt(),
+    );
   }
 
   async health(signal: AbortSignal): Promise<"ok" | "loading"> {
@@ -85,9 +92,10 @@ export class LlamaCppClient implements EngineClient {
     const settings = isJson(props.default_generation_settings) ? props.default_generation_settings : {};
     const model = Array.isArray(models.data) && isJson(models.data[0]) ? models.data[0] : {};
     const meta = isJson(model.meta) ? model.meta : {};
-    const slots = num(props.total_slots);
-    const ctxPerSlot = num(settings.n_ctx);
-    if (slots === null || ctxPerSlot === null) throw new EngineError("protocol", "the engine names no slots");
+    const slots = count(props.total_slots);
+    const ctxPerSlot = count(settings.n_ctx);
+    if (slots === null || ctxPerSlot === null)
+      throw new EngineError("protocol", "the engine names no usable number of slots or context");
     return {
       engine: "llamacpp",
       engineVersion: text(props.build_info) ?? "unknown",

@@ -270,7 +270,7 @@ export class MockEngineClient implements EngineClient {
 
   #assertReachable(signal: AbortSignal): void {
     if (signal.aborted || this.#closed) throw new EngineError("aborted", "the call was aborted");
-    if (this.#dead !== null) throw new EngineError("connection", this.#dead);
+    if (this.#dead !== null) throw new EngineError("unreachable", this.#dead);
   }
 
   #assertServing(signal: AbortSignal): void {

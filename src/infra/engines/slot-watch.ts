@@ -9,6 +9,8 @@
  * Always: a release line counts only after a launch line seen since the slot's last `begin`, so the late release
  * of the generation before is not taken for this one. Where the two come so late that even the launch line is
  * overtaken, the slot is thought free a moment early; the engine then lets the next generation wait for it.
+ * After `doubt` neither what is remembered nor a line, which a dead engine's pipe may still hold, frees a slot:
+ * first the engine must have answered.
  */
 import { limits } from "../../domain/limits.ts";
 import type { Clock, Timer } from "../../ports/clock.ts";
@@ -16,6 +18,12 @@ import { EngineError, isEngineError, type SlotSnapshot } from "../../ports/engin
 
 /** A generation of which no launch was logged yet may never be launched: asked for soon. */
 const unlaunchedPollMs = 100;
+
+/**
+ * So many refused polls in a row and the engine is gone. Not one: a Unix socket whose queue of new connections
+ * is full refuses too, and Bun does not tell the two apart.
+ */
+const refusalsMax = 2;
 
 const slotLine = /slot\s+(launch_slot_|release): id\s+(\d+) \|/;
 
@@ -40,6 +48,10 @@ export class SlotWatch {
   #polledMs = Number.NEGATIVE_INFINITY;
   #timer: Timer | null = null;
   #polling = false;
+  #refusals = 0;
+  /** Counts `doubt`; the engine has answered a question that was asked after so many of them. */
+  #doubts = 0;
+  #doubtsAnswered = 0;
 
   constructor(clock: Clock, poll: (signal: AbortSignal) => Promise<readonly SlotSnapshot[]>) {
     this.#clock = clock;
@@ -49,6 +61,16 @@ export class SlotWatch {
   /** A generation is about to be sent to `slot`. */
   begin(slot: number): void {
     this.#slots.set(slot, { launched: false, released: false });
+  }
+
+  /** The engine may be gone: from now on only its own answer tells that a slot is free. */
+  doubt(): void {
+    this.#doubts += 1;
+    for (const log of this.#slots.values()) log.released = false;
+  }
+
+  get #inDoubt(): boolean {
+    return this.#doubts > this.#doubtsAnswered;
   }
 
   onLogLine(line: string): void {
@@ -61,7 +83,7 @@ export class SlotWatch {
     if (match[1] === "launch_slot_") {
       log.launched = true;
       log.released = false;
-    } else if (log.launched) {
+    } else if (log.launched && !this.#inDoubt) {
       log.released = true;
       for (const waiter of this.#waiters) if (waiter.slot === slot) waiter.settle(null);
     }
@@ -71,7 +93,9 @@ export class SlotWatch {
   async ask(signal: AbortSignal): Promise<SlotSnapshot[]> {
     const askedMs = this.#clock.nowMs();
     this.#polledMs = askedMs;
+    const doubts = this.#doubts;
     const snapshots = await this.#poll(signal);
+    this.#doubtsAnswered = Math.max(this.#doubtsAnswered, doubts);
     for (const waiter of this.#waiters) {
       if (waiter.sinceMs > askedMs) continue;
       const { slot } = waiter;
@@ -82,8 +106,9 @@ export class SlotWatch {
 
   waitFree(slot: number, signal: AbortSignal): Promise<void> {
     const log = this.#slots.get(slot);
-    const isFree = log === undefined || log.released;
-    return this.#wait(slot, isFree, log?.launched === true ? limits.slotPollMs : unlaunchedPollMs, signal);
+    const isFree = !this.#inDoubt && (log === undefined || log.released);
+    const pollMs = log?.launched === true && !this.#inDoubt ? limits.slotPollMs : unlaunchedPollMs;
+    return this.#wait(slot, isFree, pollMs, signal);
   }
 
   /** For work whose slot the engine chooses: its next answer tells that it has got past what it was at. */
@@ -147,8 +172,10 @@ export class SlotWatch {
 
   #polled(error: unknown): void {
     this.#polling = false;
+    const kind = isEngineError(error) ? error.engineErrorKind : null;
+    this.#refusals = kind === "unreachable" ? this.#refusals + 1 : 0;
     // Gone engine: nobody will free anything. Other failures may pass; the deadline of each waiter bounds them.
-    if (isEngineError(error) && error.engineErrorKind === "connection") {
+    if (isEngineError(error) && (kind === "connection" || this.#refusals >= refusalsMax)) {
       for (const waiter of this.#waiters) waiter.settle(error);
     }
     if (this.#waiters.size > 0) this.#schedule(limits.slotPollMs);
