@@ -23,6 +23,8 @@ export interface GenerationOptions {
   readonly firstTokenRequests: number;
   /** Rounds of 16 streams before anything counts. */
   readonly warmUpRounds: number;
+  /** Numbers of concurrent streams, each measured by itself; at most the 16 slots. */
+  readonly streams: readonly number[];
 }
 
 export interface ThroughputFigures {
@@ -153,7 +155,7 @@ export async function measureGeneration(
     }
     note("warm");
     const sides = { direct, through, copying, daemonPid: daemon.pid, proxyPid: proxy.pid };
-    for (const streams of [1, 4, 16])
+    for (const streams of options.streams)
       throughput.push(await measureThroughput(options, streams, sides, kept, note));
     const firstToken = await measureFirstToken(options, direct, through, kept);
     for (const connection of kept) connection.close();

@@ -12,6 +12,7 @@ import { measureLoad } from "./load.ts";
 const root = resolve(import.meta.dir, "../..");
 const program = new Command("bench")
   .option("--pairs <n>", "interleaved pairs for each number of streams", "15")
+  .option("--streams <list>", "numbers of concurrent streams", "1,4,16")
   .option("--tokens <n>", "tokens of each stream", "256")
   .option("--model <file>", "GGUF file", join(root, ".engine/models/demo.gguf"))
   .option("--engine-bin <file>", "llama-server", join(root, ".engine/bin/llama-server"))
@@ -20,6 +21,7 @@ const program = new Command("bench")
 program.parse();
 const options = program.opts<{
   pairs: string;
+  streams: string;
   tokens: string;
   model: string;
   engineBin: string;
@@ -36,6 +38,7 @@ const { throughput, firstToken } = await measureGeneration(
     model: options.model,
     pairs: quick ? 2 : Number(options.pairs),
     tokens: Number(options.tokens),
+    streams: options.streams.split(",").map(Number),
     firstTokenRequests: quick ? 20 : 400,
     warmUpRounds: quick ? 1 : 12,
   },
