@@ -36,6 +36,8 @@ export interface ThroughputFigures {
   readonly ratioLow: number;
   readonly ratioHigh: number;
   readonly daemonCpuUsPerToken: number;
+  readonly daemonCpuLow: number;
+  readonly daemonCpuHigh: number;
   /** What a proxy that only copies bytes costs on this machine in the same run: the yardstick for the above. */
   readonly proxyCpuUsPerToken: number;
 }
@@ -47,6 +49,9 @@ export interface FirstTokenFigures {
   readonly daemonP50Ms: number;
   readonly daemonP99Ms: number;
   readonly addedP50Ms: number;
+  /** Of the median of the differences within pairs. */
+  readonly addedLowMs: number;
+  readonly addedHighMs: number;
   readonly addedP99Ms: number;
 }
 
@@ -216,6 +221,7 @@ async function measureThroughput(
     rates.daemon.push((streams * tokens) / seconds.daemon);
   }
   const { low, high } = medianInterval(ratios);
+  const cpu = medianInterval(cpuPerToken.daemon);
   note(`${streams} streams: ${pairs} pairs done`);
   return {
     streams,
@@ -226,6 +232,8 @@ async function measureThroughput(
     ratioLow: low,
     ratioHigh: high,
     daemonCpuUsPerToken: median(cpuPerToken.daemon),
+    daemonCpuLow: cpu.low,
+    daemonCpuHigh: cpu.high,
     proxyCpuUsPerToken: median(cpuPerToken.proxy),
   };
 }
@@ -247,6 +255,7 @@ async function measureFirstToken(
       if (i >= 0 && first !== undefined) times[which].push(first.firstTokenMs);
     }
   }
+  const added = medianInterval(times.daemon.map((ms, at) => ms - (times.direct[at] ?? Number.NaN)));
   const figures = {
     directP50Ms: median(times.direct),
     directP99Ms: quantile(times.direct, 0.99),
@@ -257,6 +266,8 @@ async function measureFirstToken(
     requests: times.daemon.length,
     ...figures,
     addedP50Ms: figures.daemonP50Ms - figures.directP50Ms,
+    addedLowMs: added.low,
+    addedHighMs: added.high,
     addedP99Ms: figures.daemonP99Ms - figures.directP99Ms,
   };
 }

@@ -62,11 +62,11 @@ const rows: [string, string][] = [
   ]),
   ...throughput.map((t): [string, string] => [
     `daemon CPU per token, ${t.streams} stream${t.streams === 1 ? "" : "s"}`,
-    `${t.daemonCpuUsPerToken.toFixed(1)} us (a bare copying proxy in the same run: ${t.proxyCpuUsPerToken.toFixed(1)} us)`,
+    `${t.daemonCpuUsPerToken.toFixed(1)} us [${t.daemonCpuLow.toFixed(1)}, ${t.daemonCpuHigh.toFixed(1)}] (a bare copying proxy in the same run: ${t.proxyCpuUsPerToken.toFixed(1)} us)`,
   ]),
   [
     "added time to first token, median",
-    `${firstToken.addedP50Ms.toFixed(2)} ms (${firstToken.directP50Ms.toFixed(2)} direct, ${firstToken.requests} requests)`,
+    `${firstToken.addedP50Ms.toFixed(2)} ms [${firstToken.addedLowMs.toFixed(2)}, ${firstToken.addedHighMs.toFixed(2)}] (${firstToken.directP50Ms.toFixed(2)} direct, ${firstToken.requests} requests)`,
   ],
   [
     "added time to first token, p99",

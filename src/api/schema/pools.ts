@@ -119,4 +119,3 @@ export const PoolHealth = strict(
 export type PoolHealthBody = Static<typeof PoolHealth>;
 
 export const PoolIdParams = strict({ id: poolId("The pool's id.") });
-export type PoolIdPathParams = Static<typeof PoolIdParams>;

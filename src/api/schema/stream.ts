@@ -3,7 +3,7 @@
  * each `event:` name. The domain's own types are domain/events.ts; nothing validates events at run time, these
  * stand in the contract and in the tests that read live streams.
  */
-import { type Static, Type } from "@sinclair/typebox";
+import { Type } from "@sinclair/typebox";
 import { limits } from "../../domain/limits.ts";
 import { WireErrorCode } from "./errors.ts";
 import { count, milliseconds, nullable, oneOf, poolId, probability, strict, uuid } from "./wire.ts";
@@ -100,9 +100,3 @@ export const ErrorEventData = strict(
   },
   { description: "event: error. The last event of a task that failed or was canceled." },
 );
-
-export type StartedEventBody = Static<typeof StartedEventData>;
-export type TokenEventBody = Static<typeof TokenEventData>;
-export type MetricsEventBody = Static<typeof MetricsEventData>;
-export type EndEventBody = Static<typeof EndEventData>;
-export type ErrorEventBody = Static<typeof ErrorEventData>;

@@ -229,7 +229,6 @@ export const TaskList = strict(
   },
   { description: "One page of the caller's tasks, newest first." },
 );
-export type TaskListBody = Static<typeof TaskList>;
 
 export const TaskListQuery = strict({
   state: Type.Optional(oneOf(taskStates, { description: "Only tasks in this state." })),
@@ -239,10 +238,8 @@ export const TaskListQuery = strict({
   ),
   cursor: Type.Optional(Type.String({ ...cursor(), description: "The next_cursor of the page before." })),
 });
-export type TaskListQueryParams = Static<typeof TaskListQuery>;
 
 export const TaskIdParams = strict({ id: uuid("The task's id.") });
-export type TaskIdPathParams = Static<typeof TaskIdParams>;
 
 export const StreamQuery = strict({
   after: Type.Optional(
@@ -256,7 +253,6 @@ export const StreamQuery = strict({
     oneOf(["0", "1"], { description: "1: this viewer does not count for on_disconnect." }),
   ),
 });
-export type StreamQueryParams = Static<typeof StreamQuery>;
 
 /** Request headers of the stream; other headers are none of its business. */
 export const StreamHeaders = Type.Object({
@@ -267,4 +263,3 @@ export const StreamHeaders = Type.Object({
     }),
   ),
 });
-export type StreamHeaderValues = Static<typeof StreamHeaders>;
