@@ -1,10 +1,11 @@
 /**
- * What the tests of the daemon on real engines share: a viewer that notes when each event arrived, a way to
- * submit, a llama-server alone to compare with, and seeded chance.
+ * What the tests of the daemon on real engines share: viewers and a cancel on sockets of this process's own event
+ * loop, a way to submit, a llama-server alone to compare with, and seeded chance.
  */
 import type { RunningDaemon } from "../support/daemon.ts";
 import { engineBin } from "../support/engine.ts";
-import { type SseEvent, SseParser } from "../support/sse-client.ts";
+import { RawStream } from "../support/raw-stream.ts";
+import type { SseEvent } from "../support/sse-client.ts";
 import { waitFor } from "../support/wait.ts";
 
 export type Json = Readonly<Record<string, unknown>>;
@@ -14,23 +15,21 @@ export const isTerminal = ({ type }: SseEvent): boolean => type === "end" || typ
 /** Longer than anything a loaded machine needs; a test that waits so long has failed. */
 export const patienceMs = 30_000;
 
-/** Reads one event stream to its end, each event with the time of its arrival by this process's clock. */
+/** One event stream, read to its end as its bytes come. */
 export class Viewer {
   readonly taskId: string;
-  /** When the event of the same index arrived, in milliseconds of performance.now(). */
-  readonly arrivedMs: number[] = [];
   /** The stream has ended, or broke: then `failure` says how. */
   ended = false;
   failure: unknown = null;
-  readonly #parser = new SseParser();
 
-  constructor(readonly response: Response) {
-    this.taskId = response.headers.get("x-task-id") ?? "";
-    void this.#read(response);
+  /** The head of the answer is there. */
+  constructor(readonly stream: RawStream) {
+    this.taskId = stream.headers["x-task-id"] ?? "";
+    void this.#read();
   }
 
   get events(): readonly SseEvent[] {
-    return this.#parser.events;
+    return this.stream.sse.events;
   }
 
   get tokens(): SseEvent[] {
@@ -86,21 +85,28 @@ export class Viewer {
     void this.terminal;
   }
 
-  async #read(response: Response): Promise<void> {
-    try {
-      if (response.status !== 200 || response.body === null)
-        throw new Error(`${response.status}: ${await response.text()}`);
-      for await (const bytes of response.body) {
-        const nowMs = performance.now();
-        this.#parser.push(bytes);
-        while (this.arrivedMs.length < this.events.length) this.arrivedMs.push(nowMs);
-      }
-      this.#parser.end();
-    } catch (error) {
-      this.failure = error;
-    }
+  async #read(): Promise<void> {
+    const { stream } = this;
+    await stream.ended;
+    if (stream.failure !== null) this.failure = stream.failure;
+    else if (!stream.complete) this.failure = new Error(`the connection of stream ${this.taskId} broke`);
+    else if (stream.status !== 200) this.failure = refusalOf(stream);
     this.ended = true;
   }
+}
+
+const refusalOf = ({ status, body }: RawStream): Error => new Error(`${status}: ${body.toString()}`);
+
+/** Resolves when the head of the answer is there. */
+function exchange(
+  daemon: RunningDaemon,
+  method: "GET" | "POST",
+  path: string,
+  body?: Json,
+): Promise<RawStream> {
+  const request = { method, path, key: daemon.key, headers: { accept: "text/event-stream" } };
+  const sent = body === undefined ? request : { ...request, body: JSON.stringify(body) };
+  return new RawStream(Number(new URL(daemon.url).port), sent).head;
 }
 
 const posted = (body: Json, headers: Readonly<Record<string, string>> = {}): RequestInit => ({
@@ -111,10 +117,10 @@ const posted = (body: Json, headers: Readonly<Record<string, string>> = {}): Req
 
 /** POST with its stream in the same request. */
 export async function submitAndWatch(daemon: RunningDaemon, body: Json): Promise<Viewer> {
-  const response = await daemon.fetch("/v1/tasks", posted(body, { accept: "text/event-stream" }));
-  if (response.status !== 200)
-    throw new Error(`the task was refused: ${response.status} ${await response.text()}`);
-  return new Viewer(response);
+  const stream = await exchange(daemon, "POST", "/v1/tasks", body);
+  if (stream.status === 200) return new Viewer(stream);
+  await stream.ended;
+  throw new Error("the task was refused", { cause: refusalOf(stream) });
 }
 
 /** POST alone: the answer as it came. */
@@ -124,14 +130,22 @@ export async function submit(daemon: RunningDaemon, body: Json): Promise<{ statu
 }
 
 export async function watch(daemon: RunningDaemon, taskId: string, query = ""): Promise<Viewer> {
-  return new Viewer(await daemon.fetch(`/v1/tasks/${taskId}/stream${query}`));
+  return new Viewer(await exchange(daemon, "GET", `/v1/tasks/${taskId}/stream${query}`));
 }
 
-/** Resolves with the time at which the 204 was here. */
+/**
+ * Resolves with the time at which the 204 was here, in milliseconds of performance.now(), one turn of the event
+ * loop later: what the server wrote to any viewer before the 204 was readable in the same poll at the latest, so
+ * every viewer has it by now, and what a viewer gets from now on was written after the 204.
+ */
 export async function cancel(daemon: RunningDaemon, taskId: string): Promise<number> {
-  const response = await daemon.fetch(`/v1/tasks/${taskId}/cancel`, { method: "POST" });
+  const answer = await exchange(daemon, "POST", `/v1/tasks/${taskId}/cancel`);
   const atMs = performance.now();
-  if (response.status !== 204) throw new Error(`cancel: ${response.status} ${await response.text()}`);
+  if (answer.status !== 204) {
+    await answer.ended;
+    throw new Error("the cancel was refused", { cause: refusalOf(answer) });
+  }
+  await new Promise((resume) => setImmediate(resume));
   return atMs;
 }
 
