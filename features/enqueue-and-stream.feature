@@ -237,7 +237,7 @@ Feature: Work is accepted with a promise and comes back token by token
     Then the answer lists nothing
 
   @ORCHD-TASK-8
-  Scenario: Tasks are listed by the session that labels them
+  Scenario: Tasks are listed by their session
     When alice submits "in":
       | prompt     | Once upon a time                     |
       | max_tokens | 1                                    |

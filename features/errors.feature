@@ -30,7 +30,9 @@ Feature: Every failure has a code that says what to do next
       | an unknown priority    | {"prompt":"a","priority":"urgent"}                         | priority must be                           |
       | an unknown field below | {"prompt":"a","sampling":{"temp":1}}                       | sampling.temp                              |
       | too warm               | {"prompt":"a","sampling":{"temperature":11}}               | sampling.temperature                       |
-      | a feature to come      | {"prompt":"a","determinism":"strict"}                      | determinism must be                        |
+      | an unknown determinism | {"prompt":"a","determinism":"loose"}                       | determinism must be                        |
+      | strict from the cache  | {"prompt":"a","determinism":"strict","kv_hint":"reuse"}    | kv_hint reuse does not go with             |
+      | a budget below nothing | {"prompt":"a","budget":{"tokens":-1}}                      | budget.tokens must be an integer           |
       | query without inputs   | {"prompt":"a","query":"b"}                                 | query goes with inputs                     |
       | workload and input     | {"prompt":"a","workload":"rerank"}                         | workload rerank does not go with           |
       | nobody embeds          | {"inputs":["a"]}                                           | no pool offers workload embedding          |

@@ -36,6 +36,14 @@ step<[string]>("the message tells {string}", (world, part) => {
 step<[string, string]>("the header {string} is {string}", (world, name, value) => {
   expect(world.answer.headers.get(name)).toBe(value);
 });
+step<[string, number]>("the header {string} is at most {int}", (world, name, most) => {
+  const text = world.answer.headers.get(name);
+  expect(text).toMatch(/^\d+(\.\d+)?$/);
+  expect(Number(text)).toBeLessThanOrEqual(most);
+});
+step<[string]>("the answer has no header {string}", (world, name) => {
+  expect(world.answer.headers.get(name)).toBeNull();
+});
 step<[string]>("the answer is of type {string}", (world, type) => {
   expect(world.answer.headers.get("content-type")?.split(";")[0]).toBe(type);
 });

@@ -52,6 +52,19 @@ step<[Person, string]>("{who} submits the body:", async (world, who, body) => {
   await world.ask(who, "/v1/tasks", { method: "POST", body });
 });
 
+async function dryRun(world: World, who: Person, fields: Fields): Promise<void> {
+  world.dryRunFields = fields;
+  await world.ask(who, "/v1/tasks?dry_run=true", { method: "POST", body: JSON.stringify(fields) });
+}
+step<[Person, Table]>("{who} asks what would become of:", (world, who, table) =>
+  dryRun(world, who, table.fields()),
+);
+step<[Person]>("{who} asks the same with the deadline that was told to be feasible", (world, who) => {
+  const { earliest_feasible_ms } = world.answer.json.details as Fields;
+  expect(earliest_feasible_ms).toBeNumber();
+  return dryRun(world, who, { ...world.dryRunFields, deadline_ms: earliest_feasible_ms });
+});
+
 const bodyOf = (world: World, name: string): Fields =>
   JSON.parse(world.tasks.get(name)?.body ?? "null") as Fields;
 step<[Person, string]>("{who} submits {string} again", (world, who, name) =>

@@ -27,9 +27,6 @@ step<[string, number]>(
     expect((await world.whole(viewer, after)).at(-1)).toMatchObject({ type: "end" });
   },
 );
-step<[string]>("the stream {string} is empty", async (world, viewer) => {
-  expect(await world.stream(viewer).all()).toEqual([]);
-});
 step<[string, number]>("the stream {string} has {int} tokens", async (world, viewer, count) => {
   expect(countOf(await world.stream(viewer).all())).toBe(count);
 });

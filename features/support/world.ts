@@ -58,6 +58,8 @@ export class World {
   #answer: Answer | null = null;
   #daemon: Promise<RunningDaemon> | null = null;
   #logging: LoggingDaemon | null = null;
+  /** Body of the last dry run. */
+  dryRunFields: Readonly<Record<string, unknown>> = {};
   /** Headers that the next request carries besides its own. */
   nextHeaders: Record<string, string> = {};
 
@@ -141,7 +143,7 @@ export class World {
     checkExchange({ method: ask.method ?? "GET", path, response, json, sentCorrelationId });
     const { status, headers } = response;
     this.#remember({ status, headers, text: "", json: (json ?? {}) as Answer["json"] });
-    if (!response.ok) return null;
+    if (!response.ok || response.status === 204) return null;
     const stream = new SseClient(response);
     this.streams.set(viewer, stream);
     return stream;

@@ -4,7 +4,7 @@
  */
 import { Connection, type Target } from "./http-client.ts";
 import { type Daemon, rssBytes, startDaemon, untilReady } from "./processes.ts";
-import { median } from "./statistics.ts";
+import { median, quantile } from "./statistics.ts";
 
 export interface LoadOptions {
   readonly binary: string;
@@ -19,6 +19,8 @@ export interface LoadOptions {
 export interface LoadFigures {
   readonly acceptedPerSecond: number;
   readonly acceptedPerSecondMin: number;
+  readonly acceptP50Ms: number;
+  readonly acceptP99Ms: number;
   readonly clients: number;
   readonly rssIdleBytes: number;
   readonly viewers: number;
@@ -55,13 +57,16 @@ async function measureAccepted({ binary, rounds, tasks, clients }: LoadOptions) 
     const target = targetOf(daemon, "/v1/tasks", "application/json");
     const open = await Promise.all(Array.from({ length: clients }, () => Connection.open(target)));
     const rates: number[] = [];
+    const latenciesMs: number[] = [];
     for (let round = -1; round < rounds; round++) {
       let left = tasks;
       const startedMs = performance.now();
       await Promise.all(
         open.map(async (connection) => {
           while (left-- > 0) {
+            const sentMs = performance.now();
             const status = await connection.post(target, '{"prompt":"hello there","max_tokens":4}');
+            if (round >= 0) latenciesMs.push(performance.now() - sentMs);
             if (status !== 202) throw new Error(`a task was answered with ${status}`);
           }
         }),
@@ -69,7 +74,13 @@ async function measureAccepted({ binary, rounds, tasks, clients }: LoadOptions) 
       if (round >= 0) rates.push((tasks * 1000) / (performance.now() - startedMs));
     }
     for (const connection of open) connection.close();
-    return { acceptedPerSecond: median(rates), acceptedPerSecondMin: Math.min(...rates), clients };
+    return {
+      acceptedPerSecond: median(rates),
+      acceptedPerSecondMin: Math.min(...rates),
+      acceptP50Ms: median(latenciesMs),
+      acceptP99Ms: quantile(latenciesMs, 0.99),
+      clients,
+    };
   } finally {
     await daemon.stop();
   }

@@ -74,7 +74,11 @@ const rows: [string, string][] = [
   ],
   [
     "accepted tasks, mock engine",
-    `${load.acceptedPerSecond.toFixed(0)}/s (worst round ${load.acceptedPerSecondMin.toFixed(0)}, ${load.clients} clients)`,
+    `${load.acceptedPerSecond.toFixed(0)}/s (worst round ${load.acceptedPerSecondMin.toFixed(0)}, ${load.clients} clients, synced to disk)`,
+  ],
+  [
+    "time to accept, mock engine",
+    `median ${load.acceptP50Ms.toFixed(1)} ms, p99 ${load.acceptP99Ms.toFixed(1)} ms`,
   ],
   ["RSS idle", mib(load.rssIdleBytes)],
   [`RSS added by ${load.viewers} idle viewers`, mib(load.rssAddedByViewersBytes)],

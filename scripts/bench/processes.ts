@@ -32,7 +32,13 @@ export function rssBytes(pid: number): number {
 }
 
 /** llama-server on loopback TCP, as somebody would run it by hand, with the same slots, context and batch. */
-export async function startEngine(bin: string, model: string, slots: number, ctx: number): Promise<Running> {
+export async function startEngine(
+  bin: string,
+  model: string,
+  slots: number,
+  ctx: number,
+  more: readonly string[] = [],
+): Promise<Running> {
   const command = [
     bin,
     "-m",
@@ -56,6 +62,7 @@ export async function startEngine(bin: string, model: string, slots: number, ctx
     "64",
     "-t",
     engineThreads,
+    ...more,
   ];
   const child = Bun.spawn([...command, ...same, "--log-jsonl", "-lv", "3"], {
     stdout: "pipe",

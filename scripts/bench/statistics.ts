@@ -27,7 +27,7 @@ export function medianInterval(samples: readonly number[], rounds = 4000): { low
 }
 
 /** A small generator of good enough quality for resampling. */
-function mulberry32(seed: number): () => number {
+export function mulberry32(seed: number): () => number {
   let state = seed;
   return () => {
     state = (state + 0x6d2b79f5) | 0;

@@ -3,8 +3,10 @@
  * The wire models are in schema/pools.ts.
  */
 import { Elysia } from "elysia";
+import type { PredictionScores } from "../domain/calibration.ts";
 import type { ReplicaFailure } from "../domain/pool.ts";
 import type { PoolHealth, PoolSummary, Pools, QueueDepth, ReplicaHealth } from "../services/pools.ts";
+import type { RequestContexts } from "./request-context.ts";
 import { ErrorEnvelope } from "./schema/errors.ts";
 import {
   type PoolHealthBody,
@@ -16,25 +18,30 @@ import {
 
 export interface PoolsRoutesDeps {
   readonly pools: Pools;
+  readonly contexts: RequestContexts;
 }
 
-export function poolsRoutes({ pools }: PoolsRoutesDeps) {
+export function poolsRoutes({ pools, contexts }: PoolsRoutesDeps) {
   return new Elysia({ name: "pools" })
     .get("/v1/pools", () => ({ pools: pools.list().map(summaryOf) }), {
       response: { 200: PoolList, 401: ErrorEnvelope, 403: ErrorEnvelope },
       detail: { tags: ["pools"], summary: "All pools at a glance" },
     })
-    .get("/v1/pools/:id/health", ({ params }) => healthOf(pools.health(params.id)), {
-      params: PoolIdParams,
-      response: {
-        200: PoolHealthModel,
-        400: ErrorEnvelope,
-        401: ErrorEnvelope,
-        403: ErrorEnvelope,
-        404: ErrorEnvelope,
+    .get(
+      "/v1/pools/:id/health",
+      ({ params, request }) => healthOf(pools.health(params.id), contexts.caller(request).admin),
+      {
+        params: PoolIdParams,
+        response: {
+          200: PoolHealthModel,
+          400: ErrorEnvelope,
+          401: ErrorEnvelope,
+          403: ErrorEnvelope,
+          404: ErrorEnvelope,
+        },
+        detail: { tags: ["pools"], summary: "One pool in detail" },
       },
-      detail: { tags: ["pools"], summary: "One pool in detail" },
-    });
+    );
 }
 
 type SummaryBody = PoolListBody["pools"][number];
@@ -53,7 +60,8 @@ const summaryOf = (pool: PoolSummary): SummaryBody => ({
   queue: queueOf(pool.queue),
 });
 
-const healthOf = (pool: PoolHealth): PoolHealthBody => ({
+/** What an engine logged may hold paths and pieces of prompts: for admins only. */
+const healthOf = (pool: PoolHealth, admin: boolean): PoolHealthBody => ({
   id: pool.id,
   live: pool.live,
   ready: pool.ready,
@@ -62,7 +70,7 @@ const healthOf = (pool: PoolHealth): PoolHealthBody => ({
   engine_version: pool.engineVersion,
   model_ref: pool.modelRef,
   state: pool.state,
-  replicas: pool.replicas.map(replicaOf),
+  replicas: pool.replicas.map((replica) => replicaOf(replica, admin)),
   queue: queueOf(pool.queue),
   metrics: {
     decode_tokens_per_second: toTenths(pool.metrics.decodeTps),
@@ -70,22 +78,35 @@ const healthOf = (pool: PoolHealth): PoolHealthBody => ({
     tasks_done: pool.metrics.tasksDone,
     tasks_failed: pool.metrics.tasksFailed,
     tokens_out_total: pool.metrics.tokensOut,
+    prediction: {
+      basis: pool.metrics.prediction.basis,
+      interactive: scoresOf(pool.metrics.prediction.interactive),
+      batch: scoresOf(pool.metrics.prediction.batch),
+    },
   },
-  last_error: failureOf(pool.lastError),
+  last_error: failureOf(pool.lastError, admin),
 });
 
-const replicaOf = (replica: ReplicaHealth): ReplicaBody => ({
+const scoresOf = (scores: PredictionScores): PoolHealthBody["metrics"]["prediction"]["batch"] => ({
+  starts_scored: scores.startsScored,
+  interval_coverage: scores.intervalCoverage,
+  deadlines_scored: scores.deadlinesScored,
+  brier_score: scores.brierScore,
+  base_rate_brier_score: scores.baseRateBrierScore,
+});
+
+const replicaOf = (replica: ReplicaHealth, admin: boolean): ReplicaBody => ({
   id: replica.id,
   state: replica.state,
   pid: replica.pid,
   slots_total: replica.slotsTotal,
   slots_busy: replica.slotsBusy,
   restarts: replica.restarts,
-  last_error: failureOf(replica.lastError),
+  last_error: failureOf(replica.lastError, admin),
   vram_used_bytes: replica.vramUsedBytes,
 });
 
-const failureOf = (failure: ReplicaFailure | null): ReplicaBody["last_error"] =>
+const failureOf = (failure: ReplicaFailure | null, admin: boolean): ReplicaBody["last_error"] =>
   failure === null
     ? null
     : {
@@ -93,7 +114,7 @@ const failureOf = (failure: ReplicaFailure | null): ReplicaBody["last_error"] =>
         message: failure.message,
         exit_code: failure.exitCode,
         signal: failure.signal,
-        log_tail: [...failure.logTail],
+        log_tail: admin ? [...failure.logTail] : [],
         at_ms: Math.round(failure.atMs),
       };
 

@@ -4,35 +4,39 @@
  */
 import { Elysia } from "elysia";
 import { errorTable, OrchestratorError } from "../domain/errors.ts";
-import { grammarDepth } from "../domain/grammar.ts";
 import { limits } from "../domain/limits.ts";
-import type { Sampling, TaskInput } from "../domain/task.ts";
+import type { Prediction } from "../domain/predictor.ts";
+import { isTerminal, type TaskSpec } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
-import type { Admission, Submission } from "../services/admission.ts";
+import type { Admission, Assessed } from "../services/admission.ts";
 import type { Dispatcher } from "../services/dispatcher.ts";
+import type { Remaining } from "../services/sessions.ts";
 import type { Streams, ViewerStream } from "../services/streams.ts";
-import type { TaskRecord, TaskRegistry } from "../services/task-registry.ts";
+import type { TaskArchive } from "../services/task-archive.ts";
+import type { TaskRecord } from "../services/task-registry.ts";
 import type { RequestContext, RequestContexts } from "./request-context.ts";
 import { ErrorEnvelope } from "./schema/errors.ts";
 import {
-  givenInputs,
   StreamHeaders,
   StreamQuery,
   TaskAccepted,
   type TaskAcceptedBody,
+  TaskDryRun,
+  type TaskDryRunBody,
   TaskIdParams,
   TaskList,
   TaskListQuery,
   TaskRequest,
-  type TaskRequestBody,
+  TaskSubmitQuery,
   TaskView,
   type TaskViewBody,
 } from "./schema/tasks.ts";
+import { submissionOf } from "./task-submission.ts";
 
 export interface TasksDeps {
   readonly admission: Admission;
   readonly dispatcher: Dispatcher;
-  readonly registry: TaskRegistry;
+  readonly archive: TaskArchive;
   readonly streams: Streams;
   readonly contexts: RequestContexts;
   readonly clock: Clock;
@@ -41,35 +45,47 @@ export interface TasksDeps {
 type Caller = RequestContext & { readonly keyId: string };
 
 export function tasksRoutes(deps: TasksDeps) {
-  const { admission, contexts, dispatcher, registry, streams } = deps;
+  const { admission, archive, contexts, dispatcher, streams } = deps;
   return new Elysia({ name: "tasks" })
     .post(
       "/v1/tasks",
-      async ({ body, request, set }) => {
+      async ({ body, query, request, set, status }) => {
         const caller = contexts.caller(request);
+        if (query.dry_run === "true") {
+          const assessed = await admission.assess(submissionOf(body, caller));
+          Object.assign(set.headers, budgetHeaders(assessed.remaining));
+          return dryRunOf(assessed, deps);
+        }
         if (!accepts(request, "text/event-stream")) {
           const { record } = await admission.submit(submissionOf(body, caller));
-          set.status = 202;
-          return acceptedOf(record, deps);
+          Object.assign(set.headers, budgetHeaders(dispatcher.remaining(record.spec.taskId)));
+          return status(202, acceptedOf(record, deps));
         }
         // Before anything is accepted: a task without its stream would run for nobody.
         const place = streams.reserve(caller.keyId);
         try {
-          const { record } = await admission.submit(submissionOf(body, caller));
-          return sse(streams.open(record, caller.keyId, -1, false, place), record);
+          const { record } = await admission.submit(submissionOf(body, caller), true);
+          const viewer = streams.open(record, caller.keyId, -1, false, place);
+          // Never: a stream beside JSON of the same status is more than Elysia's types can say.
+          return sse(viewer, record, budgetHeaders(dispatcher.remaining(record.spec.taskId))) as never;
         } catch (error) {
           place.release();
           throw error;
         }
       },
-      { body: TaskRequest, response: { 202: TaskAccepted, 400: ErrorEnvelope }, detail: { tags: ["tasks"] } },
+      {
+        body: TaskRequest,
+        query: TaskSubmitQuery,
+        response: { 200: TaskDryRun, 202: TaskAccepted, 400: ErrorEnvelope },
+        detail: { tags: ["tasks"] },
+      },
     )
     .get(
       "/v1/tasks",
       ({ query, request }) => {
         const caller = contexts.caller(request);
         const limit = query.limit ?? limits.listPageDefault;
-        const found = registry.list({
+        const found = archive.list({
           keyId: caller.admin ? null : caller.keyId,
           state: query.state ?? null,
           sessionId: query.session_id?.toLowerCase() ?? null,
@@ -87,18 +103,22 @@ export function tasksRoutes(deps: TasksDeps) {
     )
     .get(
       "/v1/tasks/:id",
-      ({ params, request }) => viewOf(owned(registry, params.id, contexts.caller(request)), deps),
+      ({ params, request }) => viewOf(owned(archive, params.id, contexts.caller(request)), deps),
       { params: TaskIdParams, response: { 200: TaskView }, detail: { tags: ["tasks"] } },
     )
     .get(
       "/v1/tasks/:id/stream",
       ({ params, query, headers, request }) => {
         const caller = contexts.caller(request);
-        const record = owned(registry, params.id, caller);
-        // Who asks for the head only is no viewer: one who came and went would end the task.
-        if (request.method === "HEAD") return sse(null, record);
+        const record = owned(archive, params.id, caller);
+        assertHasEvents(record);
         const lastEventId = headers["last-event-id"];
         const after = lastEventId !== undefined ? Number(lastEventId) : (query.after ?? -1);
+        // Nothing is left to tell. An EventSource comes back after every end of a stream; only 204 stops it.
+        if (record.log.sealed && after >= record.log.length - 1)
+          return new Response(null, { status: 204, headers: { "x-task-id": record.spec.taskId } });
+        // Who asks for the head only is no viewer: one who came and went would end the task.
+        if (request.method === "HEAD") return sse(null, record);
         // Whoever looks at another key's task does not decide about it by leaving.
         const observes = query.observe === "1" || caller.keyId !== record.spec.keyId;
         return sse(streams.open(record, caller.keyId, after, observes), record);
@@ -108,7 +128,7 @@ export function tasksRoutes(deps: TasksDeps) {
     .post(
       "/v1/tasks/:id/cancel",
       async ({ params, request, set }) => {
-        owned(registry, params.id, contexts.caller(request));
+        owned(archive, params.id, contexts.caller(request));
         await dispatcher.cancel(params.id.toLowerCase(), "client");
         // The viewers' CANCELED frames leave before the 204 does.
         await deps.clock.yieldTurn();
@@ -118,8 +138,8 @@ export function tasksRoutes(deps: TasksDeps) {
     );
 }
 
-function owned(registry: TaskRegistry, taskId: string, caller: Caller): TaskRecord {
-  const record = registry.find(taskId.toLowerCase());
+function owned(archive: TaskArchive, taskId: string, caller: Caller): TaskRecord {
+  const record = archive.find(taskId.toLowerCase());
   if (record !== null && (caller.admin || record.spec.keyId === caller.keyId)) return record;
   throw new OrchestratorError(
     "NOT_FOUND",
@@ -127,10 +147,23 @@ function owned(registry: TaskRegistry, taskId: string, caller: Caller): TaskReco
   );
 }
 
+/** Of a task that only the store remembers nothing but its end is known. */
+function assertHasEvents({ state, log }: TaskRecord): void {
+  if (log.sealed || !isTerminal(state)) return;
+  throw new OrchestratorError(
+    "NOT_FOUND",
+    "the events of this task are no longer kept: GET /v1/tasks/{id} still tells how it ended",
+  );
+}
+
 const accepts = (request: Request, type: string): boolean =>
   (request.headers.get("accept") ?? "").toLowerCase().includes(type);
 
-function sse(viewer: ViewerStream | null, record: TaskRecord): Response {
+function sse(
+  viewer: ViewerStream | null,
+  record: TaskRecord,
+  more: Readonly<Record<string, string>> = {},
+): Response {
   // Bun's direct stream writes straight to the socket, without a queue of its own: what was not written can still
   // be withheld after a cancel, and each token costs a tenth less CPU than with a pull-based one (measured).
   const stream =
@@ -148,119 +181,52 @@ function sse(viewer: ViewerStream | null, record: TaskRecord): Response {
       // nginx would collect the tokens into blocks.
       "x-accel-buffering": "no",
       "x-task-id": record.spec.taskId,
+      ...more,
     },
   });
 }
 
-function submissionOf(body: TaskRequestBody, caller: Caller): Submission {
+/** What is left to spend; absent where no budget is set. */
+function budgetHeaders(remaining: Remaining | null): Record<string, string> {
+  const headers: Record<string, string> = {};
+  if (remaining === null) return headers;
+  const { tokens, timeMs, cost } = remaining;
+  if (tokens !== null) headers["x-budget-tokens-remaining"] = String(tokens);
+  if (timeMs !== null) headers["x-budget-time-remaining-ms"] = String(Math.floor(timeMs));
+  if (cost !== null) headers["x-budget-cost-remaining"] = String(cost);
+  return headers;
+}
+
+const streamUrlOf = (taskId: string): string => `/v1/tasks/${taskId}/stream`;
+
+function acceptedOf({ spec, promise }: TaskRecord, deps: TasksDeps): TaskAcceptedBody {
+  const { taskId } = spec;
+  return { task_id: taskId, ...promiseOf(spec, promise, deps), stream_url: streamUrlOf(taskId) };
+}
+
+function dryRunOf({ spec, promise, choice }: Assessed, deps: TasksDeps): TaskDryRunBody {
+  const pools = (choice?.reasons ?? []).map(({ poolId, reason }) => ({ pool_id: poolId, reason }));
   return {
-    keyId: caller.keyId,
-    correlationId: caller.correlationId,
-    taskId: body.task_id?.toLowerCase() ?? null,
-    sessionId: body.session_id?.toLowerCase() ?? null,
-    workload: body.workload ?? null,
-    input: inputOf(body),
-    modelRef: body.model_ref ?? null,
-    engine: body.engine ?? null,
-    pinPoolId: pinnedPool(body),
-    ctx: body.ctx ?? null,
-    priority: body.priority ?? null,
-    seed: body.seed ?? null,
-    sampling: samplingOf(body),
-    maxTokens: body.max_tokens ?? null,
-    deadlineMs: body.deadline_ms ?? null,
-    expectedTokens: body.expected_tokens ?? null,
-    kvHint: body.kv_hint ?? null,
-    onDisconnect: body.on_disconnect ?? null,
-    metadata: body.metadata ?? {},
-    body,
+    dry_run: true,
+    ...promiseOf(spec, promise, deps),
+    placement: { fallback: choice?.fallback ?? false, pools },
   };
 }
 
-function inputOf(body: TaskRequestBody): TaskInput {
-  const given = givenInputs(body);
-  if (given.length !== 1)
-    throw new OrchestratorError(
-      "INVALID_PARAMS",
-      `exactly one of prompt, messages and inputs is required, ${given.length === 0 ? "none was given" : `${given.join(" and ")} were given`}`,
-      { details: { fields: given } },
-    );
-  if (body.query !== undefined && body.inputs === undefined)
-    throw new OrchestratorError(
-      "INVALID_PARAMS",
-      "query goes with inputs (workload rerank): add inputs or leave it out",
-      {
-        details: { field: "query" },
-      },
-    );
-  if (body.prompt !== undefined) return { kind: "prompt", prompt: body.prompt };
-  if (body.messages !== undefined) return { kind: "messages", messages: body.messages };
-  const inputs = body.inputs ?? [];
-  return body.query === undefined
-    ? { kind: "embedding", inputs }
-    : { kind: "rerank", query: body.query, inputs };
-}
-
-function pinnedPool({ placement }: TaskRequestBody): string | null {
-  if (placement === undefined) return null;
-  const { mode, pin_pool_id } = placement;
-  if ((mode === "pin") === (pin_pool_id !== undefined)) return pin_pool_id ?? null;
-  throw new OrchestratorError(
-    "INVALID_PARAMS",
-    mode === "pin"
-      ? "placement.mode pin needs placement.pin_pool_id"
-      : "placement.pin_pool_id goes with placement.mode pin",
-    { details: { field: "placement.pin_pool_id" } },
-  );
-}
-
-function samplingOf({ sampling }: TaskRequestBody): Partial<Sampling> {
-  if (sampling === undefined) return {};
-  if (sampling.grammar !== undefined && sampling.json_schema !== undefined)
-    throw new OrchestratorError(
-      "INVALID_PARAMS",
-      "sampling.grammar and sampling.json_schema exclude each other: give one",
-      {
-        details: { field: "sampling.json_schema" },
-      },
-    );
-  if (sampling.grammar !== undefined && grammarDepth(sampling.grammar) > limits.grammarDepthMax)
-    throw new OrchestratorError(
-      "INVALID_PARAMS",
-      `sampling.grammar nests deeper than ${limits.grammarDepthMax} groups: give the inner ones rules of their own`,
-      { details: { field: "sampling.grammar" } },
-    );
-  const asked: Partial<Sampling> = {
-    temperature: sampling.temperature as number,
-    topP: sampling.top_p as number,
-    topK: sampling.top_k as number,
-    minP: sampling.min_p as number,
-    repeatPenalty: sampling.repeat_penalty as number,
-    presencePenalty: sampling.presence_penalty as number,
-    frequencyPenalty: sampling.frequency_penalty as number,
-    stop: sampling.stop as string[],
-    grammar: sampling.grammar as string,
-    jsonSchema: sampling.json_schema,
-  };
-  return Object.fromEntries(Object.entries(asked).filter(([, value]) => value !== undefined));
-}
-
-const streamUrlOf = (record: TaskRecord): string => `/v1/tasks/${record.spec.taskId}/stream`;
-
-function acceptedOf(record: TaskRecord, { dispatcher }: TasksDeps): TaskAcceptedBody {
-  const { promise, spec } = record;
-  const { interactive, batch, capacity } = dispatcher.view.depth(spec.poolId);
+function promiseOf({ sessionId, poolId }: TaskSpec, promise: Prediction, { dispatcher }: TasksDeps) {
+  const { interactive, batch, capacity } = dispatcher.view.depth(poolId);
   return {
-    task_id: spec.taskId,
-    session_id: spec.sessionId,
-    pool_id: spec.poolId,
+    session_id: sessionId,
+    pool_id: poolId,
     queue_position: promise.queuePosition,
     predicted_start_ms: promise.startMs,
+    predicted_start_low_ms: promise.startLowMs,
+    predicted_start_high_ms: promise.startHighMs,
     predicted_end_ms: promise.endMs,
     on_time_probability: promise.onTimeProbability,
-    // This one took the last place: the next would be refused until one is free.
-    backoff_ms: interactive + batch >= capacity ? dispatcher.forecast.retryAfterMs(spec.poolId) : 0,
-    stream_url: streamUrlOf(record),
+    prediction_basis: promise.basis,
+    // No place is left: the next would be refused until one is free.
+    backoff_ms: interactive + batch >= capacity ? dispatcher.forecast.retryAfterMs(poolId) : 0,
   };
 }
 
@@ -280,8 +246,11 @@ function viewOf(record: TaskRecord, deps: TasksDeps): TaskViewBody {
     seed: spec.seed,
     queue_position: waits?.queuePosition ?? null,
     predicted_start_ms: waits?.startMs ?? null,
+    predicted_start_low_ms: waits?.startLowMs ?? null,
+    predicted_start_high_ms: waits?.startHighMs ?? null,
     predicted_end_ms: live?.endMs ?? null,
     on_time_probability: live?.onTimeProbability ?? null,
+    prediction_basis: live?.basis ?? null,
     waiting_for: record.state === "queued" ? waitingFor(record, deps.dispatcher) : null,
     created_ms: Math.round(record.createdMs),
     started_ms: rounded(record.startedMs),
@@ -292,7 +261,7 @@ function viewOf(record: TaskRecord, deps: TasksDeps): TaskViewBody {
     finish_reason: record.finishReason,
     error:
       record.error === null ? null : { ...record.error, retriable: errorTable[record.error.code].retriable },
-    stream_url: streamUrlOf(record),
+    stream_url: streamUrlOf(spec.taskId),
     metadata: { ...spec.metadata },
   };
 }

@@ -29,13 +29,16 @@ export interface KeyHolder {
   readonly rate: RateLimit | null;
 }
 
+/** Of a key, as much as is needed to let its holder in. */
+type Admitted = Pick<KeySpec, "keyId" | "sha256" | "admin" | "rate">;
+
 const digestBytes = 32;
 
 export class ApiKeys {
   readonly #holders: readonly KeyHolder[];
   readonly #digests: readonly Buffer[];
 
-  constructor(specs: readonly Pick<KeySpec, "keyId" | "sha256" | "admin" | "rate">[]) {
+  constructor(specs: readonly Admitted[]) {
     this.#holders = specs.map(({ keyId, admin, rate }) => Object.freeze({ keyId, admin, rate }));
     this.#digests = specs.map(({ sha256 }) => Buffer.from(sha256, "hex"));
     if (this.#digests.some((digest) => digest.length !== digestBytes))
@@ -75,7 +78,7 @@ export const firstRunKeyId = "first-run";
  * @throws StartError "key_file"
  */
 export function openKeys(deps: {
-  readonly specs: readonly KeySpec[];
+  readonly specs: readonly Admitted[];
   readonly mode: "required" | "loopback-open" | "off";
   readonly stateDir: string;
   readonly entropy: Entropy;

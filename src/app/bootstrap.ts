@@ -9,6 +9,7 @@ import { capabilitiesRoutes } from "../api/capabilities.ts";
 import { observabilityRoutes } from "../api/observability.ts";
 import { poolsRoutes } from "../api/pools.ts";
 import { RequestContexts } from "../api/request-context.ts";
+import { sessionsRoutes } from "../api/sessions.ts";
 import { tasksRoutes } from "../api/tasks.ts";
 import type { EngineKind } from "../domain/pool.ts";
 import type { Workload } from "../domain/task.ts";
@@ -17,10 +18,12 @@ import { type GgufHeader, isGgufError, readGgufHeader } from "../infra/engines/g
 import { LlamaCppAdapter } from "../infra/engines/llamacpp.ts";
 import { MockAdapter } from "../infra/engines/mock.ts";
 import { giveMemoryBack } from "../infra/memory.ts";
+import { SqliteTaskStore } from "../infra/sqlite/sqlite-task-store.ts";
 import { SystemClock, SystemEntropy } from "../infra/system-clock.ts";
 import { PinoLog } from "../infra/telemetry/pino-log.ts";
 import { PromMetrics } from "../infra/telemetry/prom-metrics.ts";
 import type { EngineAdapter } from "../ports/engine.ts";
+import { isStoreError, type StoreError, type TaskStore } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
 import { Admission } from "../services/admission.ts";
 import { AttemptRunner } from "../services/attempt-runner.ts";
@@ -30,12 +33,18 @@ import { IdleTrim } from "../services/idle-trim.ts";
 import { LoopLag } from "../services/loop-lag.ts";
 import { Pools } from "../services/pools.ts";
 import { Readiness } from "../services/readiness.ts";
+import { Retention } from "../services/retention.ts";
+import { Sessions } from "../services/sessions.ts";
 import { Streams } from "../services/streams.ts";
 import { Supervisor } from "../services/supervisor.ts";
+import { TaskArchive } from "../services/task-archive.ts";
 import { TaskRegistry } from "../services/task-registry.ts";
+import type { Config } from "./config.ts";
+import { allowancesOf } from "./config-keys.ts";
 import type { Bootstrap, Composition, Daemon } from "./daemon.ts";
 import { listen } from "./listen.ts";
 import { createRouter } from "./router.ts";
+import { StartError } from "./start-error.ts";
 
 /** Releases in reverse order of building, every one even when another fails. */
 class Releases {
@@ -53,6 +62,18 @@ class Releases {
         log.error("release_failed", { human: `${name} could not be closed cleanly` }, error);
       }
     }
+  }
+}
+
+/** @throws StartError that names the file and says what to do. */
+function openStore({ stateDir, storage }: Config, log: Log): TaskStore {
+  const onTrouble = (error: StoreError): void =>
+    log.error("storage_trouble", { human: error.message }, error);
+  try {
+    return new SqliteTaskStore({ stateDir, durability: storage.durability, onTrouble });
+  } catch (error) {
+    if (isStoreError(error)) throw new StartError("state_dir", error.message);
+    throw error;
   }
 }
 
@@ -94,19 +115,39 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     },
   });
 
+  const store = openStore(config, log);
+  releases.add("task store", () => store.close());
+  const retention = new Retention(clock, store, log, config.tasks.retentionMs);
+  retention.start();
+  releases.add("retention", () => retention.stop());
   const registry = new TaskRegistry(config.tasks.retentionMs);
+  const archive = new TaskArchive(registry, store);
   registry.startPruning(clock);
   releases.add("task registry", () => registry.stopPruning());
-  const dispatcher = new Dispatcher({
+  const allowances = allowancesOf(config.auth.keys);
+  const sessions = new Sessions({
+    clock,
+    metrics,
+    rules: config.sessions,
+    allowanceOf: (keyId) => allowances.get(keyId) ?? null,
+    onRemoved: (removed) => dispatcher.sessionRemoved(removed),
+  });
+  releases.add("sessions", () => sessions.close());
+  const dispatcher: Dispatcher = new Dispatcher({
     clock,
     log,
     metrics,
     control: supervisor,
     registry,
+    archive,
+    store,
+    sessions,
     runner: new AttemptRunner(clock, config.streaming.metricsEveryMs),
     pools: config.pools,
     attemptsMax: config.tasks.attemptsMax,
     batchMaxWaitMs: config.admission.batchMaxWaitMs,
+    fair: config.admission.fair,
+    cutAtDeadline: config.tasks.cutAtDeadline,
     minOnTimeProbability: config.admission.minOnTimeProbability,
     // Thrown outside of any handler it reaches the process: logged, engines killed, exit 1, restart.
     onFatal: (error) =>
@@ -126,6 +167,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
       streamsPerKeyMax: config.limits.streamsPerKey,
     },
     (taskId, reason) => void dispatcher.cancel(taskId, reason),
+    (taskId) => dispatcher.noteWatched(taskId),
   );
   releases.add("streams", () => streams.close());
   const loopLag = new LoopLag(clock);
@@ -135,6 +177,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const speeds = {
     speed: (poolId: string) => dispatcher.forecast.speed(poolId),
     totals: (poolId: string) => dispatcher.runtime(poolId),
+    prediction: (poolId: string) => dispatcher.forecast.prediction(poolId),
   };
   const pools = new Pools({ pools: config.pools, control: supervisor, queues: dispatcher.view, speeds });
   const { perSecond, burst } = config.limits.rate;
@@ -150,6 +193,8 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     models: () => capabilities.models(),
     eventLogs: () => ({ count: registry.size, bytes: registry.account.bytes }),
     viewers: () => streams.size,
+    sessions: () => sessions.size,
+    storeBytes: () => store.sizeBytes(),
     loopLagMs: () => loopLag.maxMs(),
   });
 
@@ -157,7 +202,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const loading = () => pools.list().filter(({ state }) => state === "loading").length;
   const idleTrim = new IdleTrim(
     clock,
-    () => ({ live: registry.live + loading(), accepted: registry.accepted }),
+    () => ({ live: registry.liveCount + loading(), accepted: registry.accepted }),
     () => giveMemoryBack(log),
   );
   idleTrim.start();
@@ -179,8 +224,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     },
     maxBodyBytes: config.limits.bodyBytes,
     plugins: [
-      tasksRoutes({ admission, dispatcher, registry, streams, contexts, clock }),
-      poolsRoutes({ pools }),
+      tasksRoutes({ admission, dispatcher, archive, streams, contexts, clock }),
+      sessionsRoutes({ sessions, contexts, clock }),
+      poolsRoutes({ pools, contexts }),
       capabilitiesRoutes({ capabilities }),
       observabilityRoutes({ metrics, readiness }),
     ],
@@ -200,15 +246,18 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   });
   supervisor.start(config.pools, dispatcher);
   releases.add("engines", () => supervisor.stop());
+  for (const record of dispatcher.recover()) streams.expect(record);
 
   return {
     url: server.url,
     log,
     close: async () => {
       dispatcher.close();
-      const deadline = clock.setTimer(config.shutdown.drainDeadlineMs, () => dispatcher.endAll());
+      const deadline = clock.setTimer(config.shutdown.drainDeadlineMs, () => dispatcher.halt());
       await dispatcher.idle();
       deadline.cancel();
+      dispatcher.halt();
+      streams.suspend();
       await releases.run(log);
     },
     closeNow: () => {

@@ -6,13 +6,20 @@
  * gives nobody access.
  */
 import { createHash } from "node:crypto";
+import type { Budget } from "../domain/task.ts";
+import type { Allowance } from "../services/allowances.ts";
 import type { ConfigFiles } from "./config-files.ts";
-import type { Problems } from "./config-problems.ts";
-import type { FilledKey, RateSpec } from "./config-schema.ts";
+import type { Problems, Segments } from "./config-problems.ts";
+import type { FilledKey, RateSpec, SpendingSpec } from "./config-schema.ts";
 
 export interface RateLimit {
   readonly perSecond: number;
   readonly burst: number;
+}
+
+/** What a key may spend in each window of time. */
+export interface KeyBudget extends Budget {
+  readonly windowMs: number;
 }
 
 export interface KeySpec {
@@ -24,6 +31,8 @@ export interface KeySpec {
   readonly admin: boolean;
   /** Null: limits.rate applies. */
   readonly rate: RateLimit | null;
+  /** Null: its tasks are bounded by their sessions' budgets only. */
+  readonly budget: KeyBudget | null;
 }
 
 export const keyCharsMin = 16;
@@ -39,6 +48,31 @@ export const usableKeyText = `${keyCharsMin} to ${keyCharsMax} visible ASCII cha
 
 export const compileRate = (rate: RateSpec | null): RateLimit | null =>
   rate === null ? null : { perSecond: rate.per_second, burst: rate.burst };
+
+export const compileBudget = (of: SpendingSpec): Budget => ({
+  tokens: of.tokens,
+  timeMs: of.time_ms,
+  cost: of.cost,
+});
+
+/** By key id, the keys that have one: what the ledger of the keys' spending starts from. */
+export const allowancesOf = (specs: readonly KeySpec[]): ReadonlyMap<string, Allowance> =>
+  new Map(
+    specs.flatMap(({ keyId, budget: own }) => {
+      if (own === null) return [];
+      const { windowMs, ...budget } = own;
+      return [[keyId, { budget, windowMs }] as const];
+    }),
+  );
+
+/** Null: it has none, or one that is a mistake. */
+function compileKeyBudget(of: FilledKey["budget"], path: Segments, problems: Problems): KeyBudget | null {
+  if (of === null) return null;
+  const budget = compileBudget(of);
+  if (Object.values(budget).some((bound) => bound !== null)) return { ...budget, windowMs: of.window_ms };
+  problems.atPath(path, "found none of tokens, time_ms and cost, expected at least one");
+  return null;
+}
 
 export function compileKeys(deps: {
   readonly keys: readonly FilledKey[];
@@ -84,7 +118,9 @@ export function compileKeys(deps: {
     if (same !== undefined) problems.atPath([...path], `the same key as ${same} has; give each its own`);
     else digests.set(sha256, key.id);
     const from = filePath === null ? "sha256" : "file";
-    specs.push({ keyId: key.id, sha256, from, filePath, admin: key.admin, rate: compileRate(key.rate) });
+    const rate = compileRate(key.rate);
+    const budget = compileKeyBudget(key.budget, [...path, "budget"], problems);
+    specs.push({ keyId: key.id, sha256, from, filePath, admin: key.admin, rate, budget });
   });
 
   if (deps.envKey !== undefined) {
@@ -96,6 +132,7 @@ export function compileKeys(deps: {
         filePath: null,
         admin: true,
         rate: null,
+        budget: null,
       });
     } else {
       problems.of(

@@ -104,6 +104,9 @@ const common = (pool: FilledPool): Common => ({
   env: pool.env,
   preload: pool.preload,
   queueCapacity: pool.queue.capacity,
+  fullPolicy: pool.queue.full_policy,
+  price: { per1kTokensIn: pool.price.per_1k_tokens_in, per1kTokensOut: pool.price.per_1k_tokens_out },
+  devices: [],
   timeouts: {
     loadMs: pool.timeouts.load_ms,
     firstTokenMs: pool.timeouts.first_token_ms,
@@ -216,6 +219,9 @@ const unnamed: Omit<
   args: [],
   env: {},
   queueCapacity: limits.queueCapacityDefault,
+  fullPolicy: "reject",
+  price: { per1kTokensIn: 0, per1kTokensOut: 0 },
+  devices: [],
   timeouts: {
     loadMs: limits.loadMsDefault,
     firstTokenMs: limits.firstTokenMsDefault,

@@ -7,6 +7,7 @@
  */
 import { stringify } from "yaml";
 import type { PoolSpec } from "../domain/pool.ts";
+import type { Budget } from "../domain/task.ts";
 import type { Config } from "./config.ts";
 import type { KeySpec } from "./config-keys.ts";
 
@@ -19,7 +20,7 @@ export function renderConfig(config: Config): string {
 }
 
 function fileShape(config: Config): Record<string, unknown> {
-  const { addr, limits, admission, tasks, streaming, restart } = config;
+  const { addr, limits, admission, sessions, tasks, streaming, restart } = config;
   return {
     addr: `${addr.host.includes(":") ? `[${addr.host}]` : addr.host}:${addr.port}`,
     state_dir: config.stateDir,
@@ -36,8 +37,18 @@ function fileShape(config: Config): Record<string, unknown> {
       min_on_time_probability: admission.minOnTimeProbability,
       default_deadline_ms: admission.deadlineMsDefault,
       batch_max_wait_ms: admission.batchMaxWaitMs,
+      fair: admission.fair,
     },
-    tasks: { max_attempts: tasks.attemptsMax, retention_ms: tasks.retentionMs },
+    sessions: {
+      ttl_ms: sessions.ttlMs,
+      max_turns: sessions.turnsMax,
+      budget: budgetShape(sessions.budget),
+    },
+    tasks: {
+      max_attempts: tasks.attemptsMax,
+      retention_ms: tasks.retentionMs,
+      cut_at_deadline: tasks.cutAtDeadline,
+    },
     streaming: {
       heartbeat_ms: streaming.heartbeatMs,
       disconnect_grace_ms: streaming.disconnectGraceMs,
@@ -51,6 +62,7 @@ function fileShape(config: Config): Record<string, unknown> {
       breaker_failures: restart.breakerFailures,
       breaker_window_ms: restart.breakerWindowMs,
     },
+    storage: { durability: config.storage.durability },
     shutdown: { drain_deadline_ms: config.shutdown.drainDeadlineMs },
     pools: config.pools.map(poolShape),
   };
@@ -61,11 +73,18 @@ const rateShape = (rate: { perSecond: number; burst: number }) => ({
   burst: rate.burst,
 });
 
+const budgetShape = (budget: Budget) => ({
+  tokens: budget.tokens,
+  time_ms: budget.timeMs,
+  cost: budget.cost,
+});
+
 const keyShape = (key: KeySpec) => ({
   id: key.keyId,
   ...(key.filePath === null ? { sha256: hidden } : { file: key.filePath }),
   admin: key.admin,
   rate: key.rate === null ? null : rateShape(key.rate),
+  budget: key.budget === null ? null : { ...budgetShape(key.budget), window_ms: key.budget.windowMs },
 });
 
 const poolShape = (pool: PoolSpec) => ({
@@ -78,12 +97,16 @@ const poolShape = (pool: PoolSpec) => ({
   args: pool.args,
   env: Object.fromEntries(Object.keys(pool.env).map((name) => [name, hidden])),
   preload: pool.preload,
-  queue: { capacity: pool.queueCapacity },
+  queue: { capacity: pool.queueCapacity, full_policy: pool.fullPolicy },
   timeouts: {
     load_ms: pool.timeouts.loadMs,
     first_token_ms: pool.timeouts.firstTokenMs,
     inter_token_ms: pool.timeouts.interTokenMs,
     stop_grace_ms: pool.timeouts.stopGraceMs,
+  },
+  price: {
+    per_1k_tokens_in: pool.price.per1kTokensIn,
+    per_1k_tokens_out: pool.price.per1kTokensOut,
   },
   workloads: pool.workloads,
   ...(pool.mock === null

@@ -1,6 +1,6 @@
 /**
  * The kinds of keys that the configuration file is made of: small builders over TypeBox that keep bounds,
- * default and explanation together. Called by app/config-schema.ts only.
+ * default and explanation together. Called by app/config-schema.ts and config-schema-pools.ts only.
  *
  * Always holds: a builder for an optional key carries the key's default. Two annotations go beyond JSON Schema:
  * `x-expected` says in words what a pattern means, and `x-later` marks a key (or some values of it) whose
@@ -20,6 +20,9 @@ export const outer = {
   breakerFailuresMax: 1000,
   keysMax: 1024,
   listMax: 256,
+  turnsMax: 1_000_000,
+  /** For a thousand tokens: what the longest task costs stays an exact number of millionths. */
+  priceMax: 100_000,
   textCharsMax: 4096,
   /** A quiet stream must speak before the server's idle timeout closes it. */
   heartbeatMsMax: (limits.idleTimeoutSeconds * 1000) / 2,

@@ -10,14 +10,12 @@
  */
 import { type Static, Type } from "@sinclair/typebox";
 import { limits } from "../domain/limits.ts";
-import { engineKinds, type MockFault } from "../domain/pool.ts";
-import { workloads } from "../domain/task.ts";
+import type { Fairness } from "../domain/queue.ts";
 import { logLevels } from "../ports/telemetry.ts";
 import {
   integer,
   later,
   laterEmpty,
-  laterEmptyOrNull,
   laterNull,
   milliseconds,
   msMax,
@@ -28,6 +26,7 @@ import {
   section,
   text,
 } from "./config-schema-kinds.ts";
+import { poolSchema } from "./config-schema-pools.ts";
 
 const rate = Type.Object(
   {
@@ -35,6 +34,34 @@ const rate = Type.Object(
     burst: Type.Integer({ minimum: 1, maximum: outer.rateMax }),
   },
   { additionalProperties: false, description: "A token bucket: requests a second, and how many at once." },
+);
+
+/** Bounds on spending; null in one of them: none. */
+const spending = {
+  tokens: nullable(
+    Type.Integer({ minimum: 1, maximum: limits.budgetTokensMax }),
+    "Tokens of prompts and outputs together; null: no bound.",
+  ),
+  time_ms: nullable(
+    Type.Integer({ minimum: 1, maximum: limits.budgetTimeMsMax }),
+    "Time on slots; null: no bound.",
+  ),
+  cost: nullable(
+    Type.Number({ minimum: 0, maximum: limits.budgetCostMax }),
+    "In the unit of the pools' prices (0: only what is free); null: no bound.",
+  ),
+};
+
+const keyBudget = Type.Object(
+  {
+    ...spending,
+    window_ms: Type.Integer({
+      minimum: 1000,
+      maximum: limits.budgetWindowMsMax,
+      description: "The time that the allowance is for; then there is a new one.",
+    }),
+  },
+  { additionalProperties: false, description: "At least one of tokens, time_ms and cost." },
 );
 
 const key = Type.Object(
@@ -54,109 +81,27 @@ const key = Type.Object(
     file: nullable(text("Path"), "A file that holds the key; read at start."),
     admin: optional(Type.Boolean({ default: false, description: "Sees and controls everything." })),
     rate: nullable(rate, "Instead of limits.rate, for this key."),
+    budget: nullable(
+      keyBudget,
+      "What all of the key's tasks together may spend per window of time; null: no bound.",
+    ),
   },
   { additionalProperties: false },
 );
 
-const faultKinds = [
-  "crash",
-  "stall",
-  "late",
-  "torn_utf8",
-  "wrong_status",
-  "diverge",
-  "never_ready",
-  "load_failure",
-] as const satisfies readonly MockFault["kind"][];
+const fairnesses = ["fifo", "per-key"] as const satisfies readonly Fairness[];
+const durabilities = ["power", "process"] as const;
+export const durabilityDefault = "power";
 
-const fault = Type.Object(
+const storage = Type.Object(
   {
-    kind: oneOf(faultKinds, { description: "What goes wrong." }),
-    nth: nullable(
-      Type.Integer({ minimum: 1, maximum: 1_000_000_000 }),
-      "Which generation, from 1; null: every one.",
-    ),
-    after_tokens: integer(0, limits.maxTokensMax, 0, "Tokens that still come."),
-    delay_ms: milliseconds(0, 0, "For kind late."),
-  },
-  { additionalProperties: false },
-);
-
-const mock = Type.Object(
-  {
-    token_ms: optional(
-      Type.Number({ minimum: 0, maximum: msMax, default: 5, description: "Time per token." }),
-    ),
-    prefill_ms_per_token: optional(Type.Number({ minimum: 0, maximum: msMax, default: 0.1 })),
-    load_ms: milliseconds(0, 0, "Time to load."),
-    faults: optional(Type.Array(fault, { maxItems: outer.listMax, default: [] })),
-  },
-  { additionalProperties: false, description: "The mock engine's behaviour." },
-);
-
-const pool = Type.Object(
-  {
-    id: Type.String({
-      pattern: "^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$",
-      "x-expected": "1 to 64 lower-case letters, digits and . _ - (a letter or digit at both ends)",
-    }),
-    engine: optional(oneOf(engineKinds, { default: "llamacpp", "x-later": ["openai"] })),
-    model: text("file:/absolute.gguf, file:relative.gguf (from models.dir), or mock:words."),
-    replicas: integer(1, limits.replicasPerPoolMax, 1, "Engine processes."),
-    devices: laterEmptyOrNull(),
-    slots: integer(1, limits.slotsPerReplicaMax, 4, "Concurrent sequences of one replica."),
-    ctx: nullable(
-      Type.Integer({ minimum: 16, maximum: outer.ctxMax }),
-      "Tokens of context per slot; null: what the model was trained with, within bounds.",
-    ),
-    args: optional(
-      Type.Array(text("One argument"), {
-        maxItems: outer.listMax,
-        default: [],
-        description: "More llama-server flags.",
+    durability: optional(
+      oneOf(durabilities, {
+        default: durabilityDefault,
+        description:
+          "What an accepted task survives: power, also a power cut (synced to disk before the 202); process, kill -9 of the daemon only.",
       }),
     ),
-    env: optional(
-      Type.Record(
-        Type.String({ pattern: "^[A-Za-z_][A-Za-z0-9_]*$" }),
-        Type.String({ maxLength: outer.textCharsMax }),
-        {
-          additionalProperties: false,
-          default: {},
-          description: "Environment of the engine, beside the daemon's own.",
-        },
-      ),
-    ),
-    preload: optional(Type.Boolean({ default: true, description: "Load at start instead of at first use." })),
-    idle_unload_ms: laterNull(),
-    queue: section(
-      {
-        capacity: integer(1, limits.queueCapacityMax, limits.queueCapacityDefault, "Tasks that may wait."),
-        full_policy: later("reject", ["drop-lru", "shed-low-priority"]),
-      },
-      "The pool's queue.",
-    ),
-    timeouts: section(
-      {
-        load_ms: milliseconds(1, limits.loadMsDefault, "From the start to ready."),
-        first_token_ms: milliseconds(
-          1,
-          limits.firstTokenMsDefault,
-          "Without any sign of life before the first token.",
-        ),
-        inter_token_ms: milliseconds(1, limits.interTokenMsDefault, "Between two tokens."),
-        stop_grace_ms: milliseconds(0, limits.stopGraceMsDefault, "Between SIGTERM and SIGKILL."),
-      },
-      "Watchdogs.",
-    ),
-    price: section({ per_1k_tokens_in: later(0), per_1k_tokens_out: later(0) }, "Price."),
-    preempt: later(false),
-    sampler_profile_version: later("v1"),
-    workloads: nullable(
-      Type.Array(oneOf(workloads, {}), { minItems: 1, maxItems: workloads.length, uniqueItems: true }),
-      "What the model can do; null: what its file says, else completion.",
-    ),
-    mock: nullable(mock, "Only with engine mock."),
   },
   { additionalProperties: false },
 );
@@ -232,17 +177,27 @@ export const configFileSchema = Type.Object(
           limits.batchMaxWaitMsDefault,
           "After this a waiting batch task is aged.",
         ),
-        fair: later("fifo", ["per-key"]),
+        fair: optional(
+          oneOf(fairnesses, {
+            default: "fifo",
+            description:
+              "Within a class: fifo, the order of acceptance; per-key, keys in turn by the service that they were given (deficit round robin), each key's in the order of acceptance.",
+          }),
+        ),
       },
       "What is taken.",
     ),
     sessions: section(
       {
-        ttl_ms: later(600_000),
-        max_turns: later(8),
-        budget: section({ tokens: laterNull(), time_ms: laterNull(), cost: laterNull() }, "Budgets."),
+        ttl_ms: milliseconds(
+          1000,
+          limits.sessionTtlMsDefault,
+          "After this without a task a session is forgotten.",
+        ),
+        max_turns: integer(1, outer.turnsMax, limits.sessionTurnsMaxDefault, "Tasks of one session."),
+        budget: section(spending, "What a session may spend; its tasks can only lower it."),
       },
-      "Not supported by this version.",
+      "Turns that share context and a budget.",
     ),
     tasks: section(
       {
@@ -256,6 +211,12 @@ export const configFileSchema = Type.Object(
           1000,
           limits.taskRetentionMsDefault,
           "How long the record of an ended task is kept.",
+        ),
+        cut_at_deadline: optional(
+          Type.Boolean({
+            default: false,
+            description: "Whether a running task is cut when its deadline passes, or goes on to its end.",
+          }),
         ),
       },
       "Records of tasks.",
@@ -329,7 +290,9 @@ export const configFileSchema = Type.Object(
       },
       "Restarts of engines.",
     ),
-    storage: laterNull(),
+    storage: optional(
+      Type.Union([storage, Type.Null()], { default: {}, description: "State on disk; null: the defaults." }),
+    ),
     telemetry: section({ otlp_endpoint: laterNull() }, "Not supported by this version."),
     shutdown: section(
       {
@@ -342,7 +305,7 @@ export const configFileSchema = Type.Object(
       "SIGTERM.",
     ),
     pools: optional(
-      Type.Array(pool, {
+      Type.Array(poolSchema, {
         maxItems: limits.poolsMax,
         default: [],
         description:
@@ -363,5 +326,7 @@ type Filled<T> = T extends readonly (infer U)[]
 export type FilledConfigFile = Filled<Static<typeof configFileSchema>>;
 export type FilledPool = FilledConfigFile["pools"][number];
 export type FilledKey = FilledConfigFile["auth"]["keys"][number];
+export type Durability = (typeof durabilities)[number];
 export type AuthMode = (typeof authModes)[number];
+export type SpendingSpec = FilledConfigFile["sessions"]["budget"];
 export type RateSpec = FilledConfigFile["limits"]["rate"];

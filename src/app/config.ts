@@ -8,13 +8,15 @@
 import { homedir } from "node:os";
 import { delimiter, dirname, isAbsolute, join, resolve } from "node:path";
 import type { PoolSpec } from "../domain/pool.ts";
+import type { Fairness } from "../domain/queue.ts";
+import type { Budget } from "../domain/task.ts";
 import { type LogLevel, logLevels } from "../ports/telemetry.ts";
 import { readDocument } from "./config-document.ts";
 import { type ConfigFiles, systemFiles } from "./config-files.ts";
-import { compileKeys, type KeySpec, type RateLimit } from "./config-keys.ts";
+import { compileBudget, compileKeys, type KeySpec, type RateLimit } from "./config-keys.ts";
 import { compilePools, type PoolsFrom, type ReadModelKind } from "./config-pools.ts";
 import { nearestName, orList, type Problem, Problems } from "./config-problems.ts";
-import type { AuthMode, FilledConfigFile } from "./config-schema.ts";
+import { type AuthMode, type Durability, durabilityDefault, type FilledConfigFile } from "./config-schema.ts";
 
 export interface Config {
   /** Absolute path of the configuration file; null without one. */
@@ -32,8 +34,20 @@ export interface Config {
     readonly deadlineMsDefault: number | null;
     readonly minOnTimeProbability: number;
     readonly batchMaxWaitMs: number;
+    readonly fair: Fairness;
   };
-  readonly tasks: { readonly attemptsMax: number; readonly retentionMs: number };
+  readonly sessions: {
+    /** From its last task's end, or the last task that was accepted. */
+    readonly ttlMs: number;
+    readonly turnsMax: number;
+    readonly budget: Budget;
+  };
+  readonly tasks: {
+    readonly attemptsMax: number;
+    readonly retentionMs: number;
+    /** Whether a running task ends when its deadline passes. */
+    readonly cutAtDeadline: boolean;
+  };
   readonly streaming: {
     readonly heartbeatMs: number;
     readonly disconnectGraceMs: number;
@@ -48,6 +62,8 @@ export interface Config {
     readonly breakerFailures: number;
     readonly breakerWindowMs: number;
   };
+  /** power: an accepted task is synced to disk before its 202 leaves; process: written, not synced. */
+  readonly storage: { readonly durability: Durability };
   readonly shutdown: { readonly drainDeadlineMs: number };
   readonly pools: readonly PoolSpec[];
   /** Where the pools come from: named in the file, found in the models folder, or the built-in demo. */
@@ -173,6 +189,8 @@ function compile(of: {
     warnings,
   });
 
+  warnUnpriced(file, keys, pools.pools, warnings);
+
   return {
     filePath: input.filePath,
     addr: addr ?? { host: "", port: 0 },
@@ -184,37 +202,58 @@ function compile(of: {
           : fromFile(file.state_dir),
     logLevel,
     auth: { mode: file.auth.mode, keys },
-    limits: {
-      bodyBytes: file.limits.body_bytes,
-      rate: { perSecond: file.limits.rate.per_second, burst: file.limits.rate.burst },
-      streamsPerKey: file.limits.streams_per_key,
-    },
+    ...renamed(file),
     tls: compileTls(file, files, fromFile, problems),
-    admission: {
-      maxTokensDefault: file.admission.default_max_tokens,
-      deadlineMsDefault: file.admission.default_deadline_ms,
-      minOnTimeProbability: file.admission.min_on_time_probability,
-      batchMaxWaitMs: file.admission.batch_max_wait_ms,
-    },
-    tasks: { attemptsMax: file.tasks.max_attempts, retentionMs: file.tasks.retention_ms },
-    streaming: {
-      heartbeatMs: file.streaming.heartbeat_ms,
-      disconnectGraceMs: file.streaming.disconnect_grace_ms,
-      metricsEveryMs: file.streaming.metrics_every_ms,
-    },
     models: { dir: modelsDir, roots },
     engineBin: "path" in engineBin ? engineBin.path : null,
-    restart: {
-      backoffMs: file.restart.backoff_ms,
-      backoffMsMax: file.restart.backoff_max_ms,
-      breakerFailures: file.restart.breaker_failures,
-      breakerWindowMs: file.restart.breaker_window_ms,
-    },
-    shutdown: { drainDeadlineMs: file.shutdown.drain_deadline_ms },
     pools: pools.pools,
     poolsFrom: pools.from,
   };
 }
+
+/** The sections that mean what the file says, whatever the machine. */
+const renamed = (
+  file: FilledConfigFile,
+): Pick<
+  Config,
+  "limits" | "admission" | "sessions" | "tasks" | "streaming" | "restart" | "storage" | "shutdown"
+> => ({
+  limits: {
+    bodyBytes: file.limits.body_bytes,
+    rate: { perSecond: file.limits.rate.per_second, burst: file.limits.rate.burst },
+    streamsPerKey: file.limits.streams_per_key,
+  },
+  admission: {
+    maxTokensDefault: file.admission.default_max_tokens,
+    deadlineMsDefault: file.admission.default_deadline_ms,
+    minOnTimeProbability: file.admission.min_on_time_probability,
+    batchMaxWaitMs: file.admission.batch_max_wait_ms,
+    fair: file.admission.fair,
+  },
+  sessions: {
+    ttlMs: file.sessions.ttl_ms,
+    turnsMax: file.sessions.max_turns,
+    budget: compileBudget(file.sessions.budget),
+  },
+  tasks: {
+    attemptsMax: file.tasks.max_attempts,
+    retentionMs: file.tasks.retention_ms,
+    cutAtDeadline: file.tasks.cut_at_deadline,
+  },
+  streaming: {
+    heartbeatMs: file.streaming.heartbeat_ms,
+    disconnectGraceMs: file.streaming.disconnect_grace_ms,
+    metricsEveryMs: file.streaming.metrics_every_ms,
+  },
+  restart: {
+    backoffMs: file.restart.backoff_ms,
+    backoffMsMax: file.restart.backoff_max_ms,
+    breakerFailures: file.restart.breaker_failures,
+    breakerWindowMs: file.restart.breaker_window_ms,
+  },
+  storage: { durability: file.storage?.durability ?? durabilityDefault },
+  shutdown: { drainDeadlineMs: file.shutdown.drain_deadline_ms },
+});
 
 const defaultModelsDir = "~/.cache/models";
 
@@ -297,6 +336,20 @@ function compileTls(
     if (files.facts(path)?.kind !== "file") problems.atPath(["tls", name], `no such file: ${path}`);
   }
   return { certPath: absolute(cert), keyPath: absolute(key) };
+}
+
+/** A budget of cost where nothing costs anything is likely a forgotten price. */
+function warnUnpriced(
+  { sessions }: FilledConfigFile,
+  keys: readonly KeySpec[],
+  pools: readonly PoolSpec[],
+  warnings: string[],
+): void {
+  if (pools.some(({ price }) => price.per1kTokensIn > 0 || price.per1kTokensOut > 0)) return;
+  const named = keys.flatMap(({ keyId, budget }) => (budget?.cost == null ? [] : [`the key ${keyId}`]));
+  if (sessions.budget.cost !== null) named.unshift("sessions");
+  if (named.length === 0) return;
+  warnings.push(`the budget of cost for ${named.join(", ")} bounds nothing: every pool's price is 0`);
 }
 
 /** A variable of ours that nobody reads is likely a slip; other tools may have their own, so it is no error. */

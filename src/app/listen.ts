@@ -11,6 +11,7 @@ import type { Entropy } from "../ports/clock.ts";
 import type { Log } from "../ports/telemetry.ts";
 import { correlationHeader } from "./middleware/correlation.ts";
 import { internalError } from "./middleware/errors.ts";
+import { addressError } from "./start-error.ts";
 
 export interface ListenOptions {
   readonly host: string;
@@ -31,6 +32,7 @@ export interface Listening {
   stop(closeOpen: boolean): Promise<void>;
 }
 
+/** @throws StartError "address" */
 export function listen(app: AnyElysia, options: ListenOptions): Listening {
   const { host, port, tls, log, entropy } = options;
   // Elysia adds a listener that stops the server at exit and never takes it away: stop() does.
@@ -58,7 +60,7 @@ export function listen(app: AnyElysia, options: ListenOptions): Listening {
       },
     });
   } catch (cause) {
-    throw listenError(cause, host, port);
+    throw addressError(cause, { host, port }) ?? cause;
   }
   const added = process.listeners("beforeExit").filter((listener) => !exitListeners.includes(listener));
   const server = app.server;
@@ -73,19 +75,4 @@ export function listen(app: AnyElysia, options: ListenOptions): Listening {
       await server.stop(closeOpen);
     },
   };
-}
-
-function listenError(cause: unknown, host: string, port: number): unknown {
-  const code = (cause as { code?: unknown } | null)?.code;
-  if (code !== "EADDRINUSE" && code !== "EACCES" && code !== "EADDRNOTAVAIL") return cause;
-  const why =
-    code === "EADDRINUSE"
-      ? "another process listens there; stop it or choose another address with --addr HOST:PORT"
-      : code === "EACCES"
-        ? "ports below 1024 need a privilege; choose another with --addr HOST:PORT"
-        : "this machine has no such address; choose another with --addr HOST:PORT";
-  return new OrchestratorError("CONFLICT", `Cannot listen on ${host}:${port}: ${why}.`, {
-    details: { code },
-    cause,
-  });
 }

@@ -12,7 +12,7 @@ import { bannerLines } from "../app/banner.ts";
 import { buildInfo } from "../app/build-info.ts";
 import { type Config, type ConfigFlags, loadConfig } from "../app/config.ts";
 import type { Composition, Daemon } from "../app/daemon.ts";
-import { isStartError, StartError, systemCode } from "../app/start-error.ts";
+import { isStartError } from "../app/start-error.ts";
 import { openStateDir } from "../app/state-dir.ts";
 import { problemsText, warningsText } from "./check-config.ts";
 import { ignoreClosedTerminal, printError } from "./print.ts";
@@ -53,8 +53,6 @@ async function run(config: Config, composition: Composition, lifetime: Lifetime)
     await printError(`${[...banner, ...keyLines(minted)].join("\n")}\n`);
     minted = null;
     return await lifetime.ended;
-  } catch (error) {
-    throw addressError(error, config) ?? error;
   } finally {
     // A start that fails after the key is stored is the first one all the same: no later one shows it.
     if (minted !== null) await printError(`${keyLines(minted).join("\n")}\n`);
@@ -65,28 +63,6 @@ async function run(config: Config, composition: Composition, lifetime: Lifetime)
 /** The one time that a key is shown: on the terminal of the start that made it. */
 const keyLines = (minted: string | null): string[] =>
   minted === null ? [] : ["", `  Your key, shown this once: ${minted}`];
-
-function addressError(error: unknown, { addr }: Config): StartError | null {
-  const place = `${addr.host.includes(":") ? `[${addr.host}]` : addr.host}:${addr.port}`;
-  for (let cause = error; cause instanceof Error; cause = cause.cause) {
-    const code = systemCode(cause);
-    if (code === "EADDRINUSE") {
-      return new StartError(
-        "address",
-        `address in use: ${place}; stop what listens there, or choose another with --addr`,
-      );
-    }
-    if (code === "EADDRNOTAVAIL")
-      return new StartError("address", `${place} is no address of this machine; change --addr`);
-    if (code === "EACCES" && addr.port < 1024) {
-      return new StartError(
-        "address",
-        `not permitted to listen on ${place}; choose a port from 1024 on with --addr`,
-      );
-    }
-  }
-  return null;
-}
 
 type StopSignal = "SIGTERM" | "SIGINT";
 

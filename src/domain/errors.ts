@@ -1,6 +1,7 @@
 /**
- * The closed table of error codes: what a client of this version may ever see; later features add theirs. The HTTP edge and the stream
- * both read it; nobody else decides a status. Compare `code`, never a class name: minifying renames classes.
+ * The closed table of error codes: what a client of this version may ever see; later features add theirs. The
+ * HTTP edge and the stream both read it; nobody else decides a status. Compare `code`, never a class name:
+ * minifying renames classes.
  */
 
 export const errorTable = {
@@ -11,11 +12,16 @@ export const errorTable = {
   NOT_FOUND: { status: 404, retriable: false },
   METHOD_NOT_ALLOWED: { status: 405, retriable: false },
   CONFLICT: { status: 409, retriable: false },
+  SESSION_EXHAUSTED: { status: 409, retriable: false },
   PAYLOAD_TOO_LARGE: { status: 413, retriable: false },
   ADMISSION_REJECT: { status: 429, retriable: true },
+  QUEUE_FULL_DROP_LRU: { status: 429, retriable: true },
   RATE_LIMITED: { status: 429, retriable: true },
+  BUDGET_EXHAUSTED: { status: 429, retriable: false },
+  STORAGE_UNAVAILABLE: { status: 503, retriable: true },
   POOL_UNREADY: { status: 503, retriable: true },
   POOL_UNAVAILABLE: { status: 503, retriable: true },
+  REPLICA_EXHAUSTED: { status: 503, retriable: true },
   DECODE_TIMEOUT: { status: 503, retriable: true },
   WORKER_RESET: { status: 503, retriable: true },
   CANCELED: { status: 409, retriable: false },
@@ -27,7 +33,7 @@ export const errorCodes = Object.keys(errorTable) as ErrorCode[];
 
 export interface ErrorDetails {
   readonly retryAfterMs?: number | undefined;
-  /** Which bound refused: reject, rate, streams. */
+  /** Which bound refused: a full queue's policy, rate, streams, sessions, budget-tokens, budget-time, budget-cost. */
   readonly policyLabel?: string | undefined;
   readonly engine?: string | undefined;
   readonly poolId?: string | undefined;

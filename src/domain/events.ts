@@ -4,6 +4,7 @@
  * Field names are the wire's: this is the one place in the domain that speaks snake_case.
  */
 import type { ErrorCode } from "./errors.ts";
+import type { Determinism } from "./task.ts";
 
 export interface StartedEvent {
   readonly task_id: string;
@@ -18,6 +19,8 @@ export interface StartedEvent {
   readonly seed: number;
   readonly kv_warmth: boolean;
   readonly tokens_in: number;
+  /** strict: it runs alone on its replica, without any cached context. */
+  readonly determinism: Determinism;
   readonly attempt: number;
 }
 
@@ -27,6 +30,9 @@ export interface MetricsEvent {
   readonly kv_warmth: boolean;
   readonly tokens_out: number;
   readonly tokens_per_second: number;
+  readonly tokens_budget_remaining: number | null;
+  readonly time_budget_remaining_ms: number | null;
+  readonly cost_budget_remaining: number | null;
 }
 
 export interface EmbeddingResult {

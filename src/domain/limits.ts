@@ -28,6 +28,13 @@ export const limits = {
   metadataValueCharsMax: 1024,
   maxTokensMax: 1_000_000,
   deadlineMsMax: 7 * 24 * 3600 * 1000,
+  deviceNumberMax: 63,
+  /** What a budget on the wire may name at most: sums of many stay exact integers, cost in millionths too. */
+  budgetTokensMax: 1e12,
+  budgetTimeMsMax: 366 * 24 * 3600 * 1000,
+  budgetCostMax: 1e9,
+  /** Longer than a timer can hold: the windows of keys' budgets are reckoned, not timed. */
+  budgetWindowMsMax: 31 * 24 * 3600 * 1000,
   maxTokensDefault: 256,
   seedMax: 2 ** 32 - 1,
 
@@ -39,6 +46,26 @@ export const limits = {
   batchMaxWaitMsDefault: 300_000,
   /** One start in this many goes to an aged batch task while there is one (behaviour §9). */
   agedStartEvery: 4,
+  /** shed-low-priority refuses batch tasks from this share of the capacity on. */
+  shedFromPercent: 80,
+  /** fair: per-key: expected service that a key is credited with at each of its turns. */
+  fairQuantumMs: 1_000,
+  /** How long a task waits, in all, for the replica that holds its session's KV while another has a free slot. */
+  affinityWaitMs: 2_000,
+  /** Tasks of one pool that wait like that at once: a decision looks at no more than these. */
+  heldMax: 8,
+  /** Replicas of a pool that may be reserved or held for exclusive leases (determinism strict) at once. */
+  exclusiveMaxDefault: 1,
+  /** Exclusive tasks of a class whose turn came and that wait apart, for a replica of their own. */
+  exclusiveCalledMax: 16,
+
+  // Sessions
+  sessionTtlMsDefault: 600_000,
+  sessionTurnsMaxDefault: 8,
+  /** Remembered at once; beyond it the one idle longest makes room. */
+  sessionsMax: 16_384,
+  /** Expired ones forgotten by one firing of the timer. */
+  sessionSweepMax: 500,
 
   // Event logs and records of tasks
   finishedLogBytesMax: 64 * 1024 * 1024,
@@ -49,6 +76,23 @@ export const limits = {
   heartbeatMsDefault: 10_000,
   disconnectGraceMsDefault: 5_000,
   metricsEveryMsDefault: 1_000,
+
+  // State on disk
+  /** After a refused write nothing new is taken for so long; then the next task finds out. */
+  storageRetryMs: 1_000,
+  retentionEveryMs: 60_000,
+  retentionAgainMs: 100,
+  /** Ended tasks forgotten in one transaction. */
+  retentionBatch: 500,
+
+  // Store
+  /** The log is moved into the database above this, when nobody waits for a sync. */
+  storeWalBytes: 4 * 1024 * 1024,
+  /** ... and above this many times as much also while somebody does. */
+  storeWalBusyFactor: 2,
+  storeCacheBytes: 16 * 1024 * 1024,
+  /** What one pruning gives back to the file system at most. */
+  storeGiveBackPagesMax: 256,
 
   // Engines
   poolsMax: 64,

@@ -40,6 +40,16 @@ export interface MockOptions {
   readonly faults: readonly MockFault[];
 }
 
+export const fullPolicies = ["reject", "drop-lru", "shed-low-priority"] as const;
+/** What a full queue does (behaviour: admission). */
+export type FullPolicy = (typeof fullPolicies)[number];
+
+/** Cost units for a thousand tokens. */
+export interface Price {
+  readonly per1kTokensIn: number;
+  readonly per1kTokensOut: number;
+}
+
 export interface PoolSpec {
   readonly id: string;
   readonly engine: EngineKind;
@@ -55,6 +65,10 @@ export interface PoolSpec {
   readonly env: Readonly<Record<string, string>>;
   readonly preload: boolean;
   readonly queueCapacity: number;
+  readonly fullPolicy: FullPolicy;
+  readonly price: Price;
+  /** Device numbers its replicas may use; empty: any. */
+  readonly devices: readonly number[];
   readonly timeouts: PoolTimeouts;
   readonly samplerProfileVersion: string;
   readonly workloads: readonly Workload[];
@@ -75,6 +89,8 @@ export interface EngineIdentity {
   readonly modelSizeBytes: number | null;
   readonly modelParams: number | null;
   readonly ctxTrain: number | null;
+  /** What one token of context takes in the engine's memory, by its own account of that; null: it does not say. */
+  readonly kvBytesPerToken: number | null;
   readonly hasChatTemplate: boolean;
   readonly workloads: readonly Workload[];
 }

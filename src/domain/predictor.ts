@@ -1,161 +1,358 @@
 /**
- * What a pool is expected to do: pure, learns online from finished attempts. Called by the dispatcher.
- * Speeds are tokens per second, times are milliseconds from now. Before the first finished task it knows the
- * warm-up decode only; before that (pool not loaded) it knows nothing and says so by a wide spread.
+ * The model of a pool: what a task will take and when it will start and end. Pure, learns online from loads,
+ * warm-ups, finished attempts and kept or broken promises. Called by services/forecast.ts.
+ * Speeds are tokens per second, times milliseconds from now.
+ *
+ * How a promise is made: the work ahead is poured into the slots as they become free, which gives the expected
+ * start; with the own time on a slot added, the expected end. How far off both may be follows from how much
+ * service times vary, and is then corrected by how earlier promises of the class turned out (calibration.ts).
+ *
+ * Always holds: low <= median <= high, and no time becomes earlier, no probability larger, by more work ahead.
  */
+import { type ArrivalRate, createArrivalRate, type Overtaking } from "./arrival-rate.ts";
 import { assert } from "./assert.ts";
+import {
+  type Calibration,
+  createCalibration,
+  type Expectation,
+  endMedianMs,
+  onTime,
+  type PredictionScores,
+  scoresOf as scoresOfClass,
+  startQuantiles,
+} from "./calibration.ts";
+import { createOutputLengths, type Estimate, learnLength, type OutputLengths } from "./output-length.ts";
 import type { WarmUpSpeed } from "./pool.ts";
+import { createSpeedCurve, isMeasured, learnSpeed, msPerTokenAt, type SpeedCurve } from "./speed-curve.ts";
+import type { Priority } from "./task.ts";
 
-/** Weight of a new observation: about the last 20 count. */
+/** Weight of a new observation: about the last twenty count. */
 const learningRate = 0.1;
-/** Relative spread of an end time that nothing has been learnt about: one sigma. */
-const coldRelativeError = 0.5;
-/** What one promise can count for at most. */
-const errorMax = 10;
-/** No prediction is better than a few per cent, none so bad that it says nothing. */
-const sigmaMin = 0.03;
-const sigmaMax = 1.5;
-/** max_tokens buckets by powers of four: short answers tell little about long ones. */
-const bucketOf = (maxTokens: number): number => Math.ceil(Math.log2(Math.max(1, maxTokens)) / 2);
-/** Tokens and speeds assumed for a pool that never ran: they only shape the first promise while it loads. */
+/** Tokens and speeds assumed for a pool that never ran: they only shape the first promises while it loads. */
 const unknownSpeed: WarmUpSpeed = { prefillTps: 200, decodeTps: 20 };
 const unknownLoadMs = 10_000;
+const loadErrorMin = 0.1;
+const unknownLoadError = 0.5;
+/** How wrong a whole prediction may be by speeds that are not what they were: at first, and in the long run. */
+const systematicErrorFirst = 0.5;
+const systematicError = 0.1;
+const attemptsToTrust = 10;
+/** A prompt of fewer tokens measures the call, not the prefill. */
+const prefillTokensMin = 16;
+/** From this many tokens on a measured speed counts fully. */
+const decodeTokensTrusted = 16;
+const varianceRatioMin = 0.02;
+const varianceRatioMax = 4;
+
+/** Mean and mean square of what was seen lately; count says how often. */
+export interface Moments {
+  count: number;
+  mean: number;
+  meanSquare: number;
+}
 
 export interface PredictorState {
-  prefillTps: number | null;
-  /** Decode speed of one stream, by how many ran beside it (index: concurrency). */
-  decodeTps: (number | null)[];
-  /** Share of max_tokens that was really produced, by bucket. */
-  outputShare: Map<number, number>;
-  /** Mean of the relative error of predicted end times. */
-  relativeError: number;
-  scored: number;
-  loadMs: number | null;
+  readonly prefill: SpeedCurve;
+  readonly decode: SpeedCurve;
+  readonly lengths: OutputLengths;
+  /** Prompt tokens that the engine really evaluated, as a share of what admission counted (or guessed). */
+  readonly evaluated: { exact: number | null; guessed: number | null };
+  readonly loadMs: Moments;
+  /** Time on a slot. */
+  readonly slotMs: Moments;
+  /** Squared error of the expected time on a slot, as a share of the squared mean. */
+  varianceRatio: number;
+  attempts: number;
+  /** Interactive work that came. */
+  readonly arrivals: ArrivalRate;
+  readonly classes: Readonly<Record<Priority, Calibration>>;
 }
 
 export interface Attempted {
   readonly tokensIn: number;
+  /** As admission had it, and whether it was counted. */
+  readonly tokensInAdmitted: number;
+  readonly tokensInExact: boolean;
   readonly tokensCached: number;
   readonly tokensOut: number;
   readonly promptMs: number;
   readonly decodeMs: number;
-  readonly maxTokens: number;
-  /** Streams on the replica while it ran, itself included. */
+  /** null: no completion, nothing is decoded. */
+  readonly maxTokens: number | null;
+  /** Streams on the replica while it ran, itself included; a mean. */
   readonly concurrency: number;
 }
 
+/** What a prediction stands on: nothing but assumptions, the engine's warm-up decode, or finished tasks. */
+export type PredictionBasis = "assumed" | "warm_up" | "learned";
+
+/** Milliseconds from the moment it was made. */
 export interface Prediction {
   readonly queuePosition: number;
+  /** Median. */
   readonly startMs: number;
+  /** The interval in which four of five starts fall: 10 % come before it, 10 % after it. */
+  readonly startLowMs: number;
+  readonly startHighMs: number;
   readonly endMs: number;
+  /** P(end <= deadline); null without a deadline. */
   readonly onTimeProbability: number | null;
+  readonly basis: PredictionBasis;
 }
 
 export interface PoolLoad {
-  /** For each slot of the ready replicas: expected milliseconds until it is free; 0 for a free one. */
+  /** For each slot that is there or will be: expected milliseconds until it is free; 0 for a free one. Not empty. */
   readonly slotFreeInMs: readonly number[];
+  /** Standard deviation of the mean of these. */
+  readonly slotSpreadMs: number;
   /** Expected service milliseconds of all tasks that start before. */
   readonly workAheadMs: number;
-  /** Slots the pool will have once it is loaded; used while slotFreeInMs is empty. */
-  readonly slotsExpected: number;
+  /** What comes later and starts before. */
+  readonly overtaking: Overtaking;
+  /** Being overtaken ends by then, whatever comes; null: nothing bounds it. */
+  readonly agedInMs: number | null;
+}
+
+/** A prediction and what the model expected, which its score needs. */
+export interface Promised {
+  readonly prediction: Prediction;
+  readonly start: Expectation;
+  readonly end: Expectation;
+  readonly serviceMs: number;
 }
 
 export const createPredictor = (): PredictorState => ({
-  prefillTps: null,
-  decodeTps: [],
-  outputShare: new Map(),
-  relativeError: coldRelativeError,
-  scored: 0,
-  loadMs: null,
+  prefill: createSpeedCurve(),
+  decode: createSpeedCurve(),
+  lengths: createOutputLengths(),
+  evaluated: { exact: null, guessed: null },
+  loadMs: { count: 0, mean: 0, meanSquare: 0 },
+  slotMs: { count: 0, mean: 0, meanSquare: 0 },
+  varianceRatio: 0.25,
+  attempts: 0,
+  arrivals: createArrivalRate(),
+  classes: { interactive: createCalibration(), batch: createCalibration() },
 });
 
-const blend = (old: number | null | undefined, seen: number): number =>
-  old === null || old === undefined ? seen : old + learningRate * (seen - old);
+// ---- learning ----
 
+const blend = (old: number | null, seen: number): number =>
+  old === null ? seen : old + learningRate * (seen - old);
+
+function see(moments: Moments, value: number): void {
+  moments.count++;
+  // The plain mean at first: the first of many must not count for as much as ten.
+  const rate = Math.max(learningRate, 1 / moments.count);
+  moments.mean += rate * (value - moments.mean);
+  moments.meanSquare += rate * (value * value - moments.meanSquare);
+}
+
+const deviation = ({ mean, meanSquare }: Moments): number => Math.sqrt(Math.max(0, meanSquare - mean * mean));
+
+/** The first decode of an engine: all that is known until tasks have run, and not more than that. */
 export function learnWarmUp(state: PredictorState, speed: WarmUpSpeed, loadMs: number | null): void {
-  state.prefillTps ??= speed.prefillTps > 0 ? speed.prefillTps : null;
-  state.decodeTps[1] ??= speed.decodeTps > 0 ? speed.decodeTps : null;
-  if (loadMs !== null) state.loadMs = blend(state.loadMs, loadMs);
+  if (speed.prefillTps > 0 && !isMeasured(state.prefill))
+    learnSpeed(state.prefill, 1, 1000 / speed.prefillTps, 1);
+  if (speed.decodeTps > 0 && !isMeasured(state.decode))
+    learnSpeed(state.decode, 1, 1000 / speed.decodeTps, 1);
+  if (loadMs !== null && loadMs >= 0) see(state.loadMs, loadMs);
 }
 
 export function learnAttempt(state: PredictorState, seen: Attempted): void {
-  const evaluated = seen.tokensIn - seen.tokensCached;
-  // A prompt of a few tokens measures the call, not the prefill.
-  if (evaluated >= 16 && seen.promptMs > 0)
-    state.prefillTps = blend(state.prefillTps, (evaluated * 1000) / seen.promptMs);
+  const evaluated = Math.max(0, seen.tokensIn - seen.tokensCached);
+  if (evaluated >= prefillTokensMin && seen.promptMs > 0)
+    learnSpeed(state.prefill, seen.concurrency, seen.promptMs / evaluated, 1);
   if (seen.tokensOut >= 2 && seen.decodeMs > 0) {
-    const tps = ((seen.tokensOut - 1) * 1000) / seen.decodeMs;
-    state.decodeTps[seen.concurrency] = blend(state.decodeTps[seen.concurrency], tps);
+    const intervals = seen.tokensOut - 1;
+    const weight = Math.min(1, intervals / decodeTokensTrusted);
+    learnSpeed(state.decode, seen.concurrency, seen.decodeMs / intervals, weight);
   }
-  const bucket = bucketOf(seen.maxTokens);
-  state.outputShare.set(bucket, blend(state.outputShare.get(bucket), seen.tokensOut / seen.maxTokens));
-}
-
-/** Compares a promised end with what happened; both milliseconds from admission. */
-export function score(state: PredictorState, promisedEndMs: number, actualEndMs: number): void {
-  // Bounded, the first one too: one task that waited for a model load must not blur a hundred promises.
-  const error = Math.min(Math.abs(actualEndMs - promisedEndMs) / Math.max(promisedEndMs, 50), errorMax);
-  state.relativeError = state.scored === 0 ? Math.min(error, 1) : blend(state.relativeError, error);
-  state.scored++;
-}
-
-/** Decode speed of one stream among `concurrency`: the nearest measured concurrency stands in. */
-export function decodeTps(state: PredictorState, concurrency: number): number {
-  const measured = state.decodeTps;
-  // Outwards from where it was asked for; the first hit is the nearest.
-  for (let distance = 0; distance <= Math.max(concurrency, measured.length); distance++) {
-    const tps = measured[concurrency - distance] ?? measured[concurrency + distance];
-    if (tps !== null && tps !== undefined) return tps;
+  if (seen.tokensInAdmitted > 0) {
+    const share = Math.min(1, evaluated / seen.tokensInAdmitted);
+    const kind = seen.tokensInExact ? "exact" : "guessed";
+    state.evaluated[kind] = blend(state.evaluated[kind], share);
   }
-  return unknownSpeed.decodeTps;
+  if (seen.maxTokens !== null && seen.maxTokens > 0)
+    learnLength(state.lengths, seen.maxTokens, seen.tokensOut);
+  state.attempts++;
 }
 
-export function expectedTokensOut(state: PredictorState, maxTokens: number, hint: number | null): number {
-  if (hint !== null) return Math.min(hint, maxTokens);
-  return Math.max(1, maxTokens * (state.outputShare.get(bucketOf(maxTokens)) ?? 1));
+/** How long a task held its slot from its start to its end, and how long that was expected to be. */
+export function learnSlotTime(state: PredictorState, expectedMs: number, actualMs: number): void {
+  see(state.slotMs, actualMs);
+  const mean = Math.max(state.slotMs.mean, 1);
+  const squared = Math.min(((actualMs - expectedMs) / mean) ** 2, varianceRatioMax);
+  state.varianceRatio = blend(state.varianceRatio, squared);
 }
 
-/** Time on a slot, prompt to last token. */
-export function serviceMs(
+// ---- what a task takes ----
+
+/** Tokens per second of one stream among `concurrency`. */
+export const decodeTps = (state: PredictorState, concurrency: number): number =>
+  1000 / (msPerTokenAt(state.decode, concurrency) ?? 1000 / unknownSpeed.decodeTps);
+
+export function prefillMs(
   state: PredictorState,
   tokensIn: number,
-  tokensOut: number,
+  exact: boolean,
   concurrency: number,
 ): number {
-  const prefill = (tokensIn * 1000) / (state.prefillTps ?? unknownSpeed.prefillTps);
-  return prefill + (tokensOut * 1000) / decodeTps(state, concurrency);
+  const share = state.evaluated[exact ? "exact" : "guessed"] ?? state.evaluated.exact ?? 1;
+  const tokenMs = msPerTokenAt(state.prefill, concurrency) ?? 1000 / unknownSpeed.prefillTps;
+  return tokensIn * share * tokenMs;
 }
+
+/** Time on a slot, prompt to last token: mean and variance in milliseconds. */
+export function serviceTime(
+  state: PredictorState,
+  prompt: { readonly tokensIn: number; readonly exact: boolean },
+  tokensOut: Estimate,
+  concurrency: number,
+): Estimate {
+  const tokenMs = 1000 / decodeTps(state, concurrency);
+  const prefill = prefillMs(state, prompt.tokensIn, prompt.exact, concurrency);
+  return { mean: prefill + tokensOut.mean * tokenMs, variance: tokensOut.variance * tokenMs ** 2 };
+}
+
+/** What is left of a load that began this long ago. */
+export function loadLeft(state: PredictorState, sinceMs: number): Expectation {
+  const { count, mean } = state.loadMs;
+  const loadMs = count === 0 ? unknownLoadMs : mean;
+  const spreadMs =
+    count === 0 ? loadMs * unknownLoadError : Math.max(deviation(state.loadMs), loadMs * loadErrorMin);
+  // One that takes longer than ever before takes a while longer.
+  return { meanMs: Math.max(loadMs - sinceMs, loadMs / 10, 1), spreadMs: Math.max(1, spreadMs) };
+}
+
+export const basisOf = (state: PredictorState): PredictionBasis =>
+  state.attempts > 0 ? "learned" : isMeasured(state.decode) ? "warm_up" : "assumed";
+
+/** Tokens per second of a stream alone on its replica; null while nothing was measured. */
+export function singleStreamSpeed(state: PredictorState): {
+  readonly prefillTps: number | null;
+  readonly decodeTps: number | null;
+} {
+  const tps = (curve: SpeedCurve): number | null => {
+    const tokenMs = msPerTokenAt(curve, 1);
+    return tokenMs === null ? null : 1000 / tokenMs;
+  };
+  return { prefillTps: tps(state.prefill), decodeTps: tps(state.decode) };
+}
+
+export const scoresOf = (state: PredictorState): Readonly<Record<Priority, PredictionScores>> => ({
+  interactive: scoresOfClass(state.classes.interactive),
+  batch: scoresOfClass(state.classes.batch),
+});
+
+/** Mean time between two ends in a full pool. */
+export const timeBetweenEndsMs = (state: PredictorState, ownServiceMs: number, slots: number): number =>
+  (state.slotMs.count === 0 ? ownServiceMs : state.slotMs.mean) / Math.max(1, slots);
+
+// ---- the promise ----
 
 export function predict(
   state: PredictorState,
+  priority: Priority,
   load: PoolLoad,
   queuePosition: number,
-  ownServiceMs: number,
+  service: Estimate,
   deadlineMs: number | null,
-): Prediction {
-  const startMs = startInMs(state, load);
-  const endMs = startMs + ownServiceMs;
-  return {
+): Promised {
+  const { start, end } = expectations(state, load, service);
+  const calibration = state.classes[priority];
+  const { lowMs, medianMs, highMs } =
+    start.meanMs <= 0 ? { lowMs: 0, medianMs: 0, highMs: 0 } : startQuantiles(calibration, start);
+  const prediction: Prediction = {
     queuePosition,
-    startMs: Math.round(startMs),
-    endMs: Math.round(endMs),
-    onTimeProbability: deadlineMs === null ? null : onTime(state, endMs, deadlineMs),
+    startMs: medianMs,
+    startLowMs: lowMs,
+    startHighMs: highMs,
+    endMs: Math.max(medianMs, endMedianMs(calibration, end)),
+    onTimeProbability: deadlineMs === null ? null : onTime(calibration, end, deadlineMs),
+    basis: basisOf(state),
   };
+  return { prediction, start, end, serviceMs: service.mean };
+}
+
+/** The soonest end that is at least this likely: the deadline that would be accepted now. */
+export function earliestEndMs(
+  state: PredictorState,
+  priority: Priority,
+  load: PoolLoad,
+  service: Estimate,
+  probability: number,
+): number {
+  const { end } = expectations(state, load, service);
+  const likely = (ms: number) => onTime(state.classes[priority], end, ms) >= probability;
+  let high = Math.max(1, Math.ceil(end.meanMs));
+  for (let doublings = 0; !likely(high) && doublings < 40; doublings++) high *= 2;
+  let low = 0;
+  while (high - low > 1) {
+    const middle = Math.floor((low + high) / 2);
+    if (likely(middle)) high = middle;
+    else low = middle;
+  }
+  return high;
+}
+
+function expectations(
+  state: PredictorState,
+  load: PoolLoad,
+  service: Estimate,
+): { start: Expectation; end: Expectation } {
+  const startMs = overtaken(pour(load.slotFreeInMs, load.workAheadMs), load);
+  const spread = spreadOf(state, load, service.mean);
+  return {
+    start: spread(startMs, 0),
+    end: spread(startMs + service.mean, service.variance),
+  };
+}
+
+/**
+ * Variance of a time m ahead. Every term is concave in m and zero at zero, or constant, or the square of m, so
+ * that m * s' <= s holds for its root: calibration.ts builds on that.
+ *  - what is left of the running tasks, felt as far as one waits for them
+ *  - the tasks that end meanwhile: a random walk whose step is the time between two ends
+ *  - the work that comes meanwhile and goes first: the same, with the steps in which it comes
+ *  - speeds that are not what they were: proportional to m
+ */
+function spreadOf(
+  state: PredictorState,
+  { slotFreeInMs, slotSpreadMs, overtaking }: PoolLoad,
+  ownServiceMs: number,
+): (meanMs: number, ownVariance: number) => Expectation {
+  const slots = slotFreeInMs.length;
+  const stepMs = timeBetweenEndsMs(state, ownServiceMs, slots);
+  const busyMs = slotFreeInMs.reduce((sum, ms) => sum + ms, 0) / slots;
+  const untrusted = attemptsToTrust / (attemptsToTrust + state.attempts);
+  const systematic = systematicError + (systematicErrorFirst - systematicError) * untrusted;
+  const walkMs = Math.max(state.varianceRatio, varianceRatioMin) * stepMs + overtaking.jitterMs;
+  const squared = systematic ** 2 + overtaking.error ** 2;
+  return (meanMs, ownVariance) => {
+    const waiting = meanMs <= 0 ? 0 : (slotSpreadMs ** 2 * meanMs) / (meanMs + busyMs);
+    const variance = 1 + ownVariance + waiting + walkMs * meanMs + squared * meanMs ** 2;
+    return { meanMs, spreadMs: Math.sqrt(variance) };
+  };
+}
+
+/** Later for those who start before though they come later, until age puts an end to that. */
+function overtaken(startMs: number, { overtaking: { share }, agedInMs }: PoolLoad): number {
+  assert(share >= 0 && share < 1, "others leave a share of the pool");
+  const later = startMs / (1 - share);
+  return agedInMs === null ? later : Math.min(later, Math.max(startMs, agedInMs));
 }
 
 /**
  * When the work ahead has flowed into the slots: the level t with sum(max(0, t - freeIn)) = workAhead.
  * With nothing ahead that is the first slot that becomes free.
  */
-function startInMs(state: PredictorState, load: PoolLoad): number {
-  assert(load.workAheadMs >= 0, "work ahead is not negative");
-  const ready = load.slotFreeInMs.length > 0;
-  const free = ready
-    ? [...load.slotFreeInMs].sort((a, b) => a - b)
-    : Array.from({ length: Math.max(1, load.slotsExpected) }, () => state.loadMs ?? unknownLoadMs);
+function pour(slotFreeInMs: readonly number[], workAheadMs: number): number {
+  assert(workAheadMs >= 0, "work ahead is not negative");
+  assert(slotFreeInMs.length > 0, "a pool has or will have a slot");
+  const free = [...slotFreeInMs].sort((a, b) => a - b);
   let used = 0;
   let level = free[0] ?? 0;
-  let left = load.workAheadMs;
+  let left = workAheadMs;
   for (const at of free) {
     const poured = (at - level) * used;
     if (poured >= left) break;
@@ -164,26 +361,4 @@ function startInMs(state: PredictorState, load: PoolLoad): number {
     used++;
   }
   return used === 0 ? level : level + left / used;
-}
-
-/**
- * P(end <= deadline): the end is taken as log-normal around its prediction, for times are wrong by factors and
- * never negative; its spread is what scoring has shown.
- */
-function onTime(state: PredictorState, endMs: number, deadlineMs: number): number {
-  if (deadlineMs <= 0) return 0;
-  // Mean absolute error to sigma of a normal distribution: sqrt(pi/2).
-  const spread = state.scored === 0 ? coldRelativeError : state.relativeError * 1.2533;
-  const sigma = Math.min(Math.max(spread, sigmaMin), sigmaMax);
-  const z = Math.log(deadlineMs / Math.max(endMs, 1)) / sigma;
-  return Math.round(normalCdf(z) * 1000) / 1000;
-}
-
-/** Abramowitz & Stegun 26.2.17, absolute error below 7.5e-8. */
-function normalCdf(x: number): number {
-  const t = 1 / (1 + 0.2316419 * Math.abs(x));
-  const d = 0.3989422804014327 * Math.exp((-x * x) / 2);
-  const tail =
-    d * t * (0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))));
-  return x >= 0 ? 1 - tail : tail;
 }

@@ -6,7 +6,32 @@
  * outcome   how an attempt ended, as its runner saw it; what becomes of the task is the scheduler's to say
  */
 import type { ErrorCode } from "./errors.ts";
-import type { TerminalState } from "./task.ts";
+import type { ReplicaReason, SlotReason } from "./placement.ts";
+import type { FullPolicy } from "./pool.ts";
+import type { Priority, TerminalState } from "./task.ts";
+
+/** A task as admission hands it over. */
+export interface NewTask {
+  readonly taskId: string;
+  readonly poolId: string;
+  readonly keyId: string;
+  readonly sessionId: string | null;
+  readonly priority: Priority;
+  /** Expected time on a slot. */
+  readonly expectedMs: number;
+  /** It needs a replica of its own (determinism strict). */
+  readonly exclusive: boolean;
+  /** How its prompt begins (prefix.ts). */
+  readonly prefix: readonly number[];
+}
+
+/** A task that was live when the last process ended. */
+export interface RecoveredTask extends NewTask {
+  readonly ordinal: number;
+  readonly admittedMs: number;
+  /** It had been started: it does not count against the capacity and is never dropped. */
+  readonly resumed: boolean;
+}
 
 export interface Lease {
   readonly leaseId: number;
@@ -60,8 +85,35 @@ export type SchedulerEvent =
       readonly poolId: string;
       readonly leaseId: number;
     }
-  | { readonly type: "deadline_passed"; readonly taskId: string }
+  /** cut: what still runs is cut, too; else it may finish but does not start again. */
+  | { readonly type: "deadline_passed"; readonly taskId: string; readonly cut: boolean }
+  /** A start now would come too late for its deadline. */
+  | { readonly type: "start_deadline_passed"; readonly taskId: string }
+  | { readonly type: "session_forgotten"; readonly sessionId: string }
+  | {
+      readonly type: "replica_measured";
+      readonly poolId: string;
+      readonly replicaId: string;
+      readonly incarnation: number;
+      /** null: not known. */
+      readonly vramFreeBytes: number | null;
+      readonly decodeTps: number | null;
+    }
+  /** The time that a `wake_at` command named has come. */
+  | { readonly type: "wake"; readonly poolId: string }
+  /** At boot, before anything is admitted. `ordinal`: the highest ever given, where that is more than these have. */
+  | { readonly type: "recovered"; readonly tasks: readonly RecoveredTask[]; readonly ordinal?: number }
   | { readonly type: "shutdown_deadline_passed" };
+
+/** By which rules a task was started, and where: for logs and metrics. */
+export interface StartReason {
+  /** Which rule gave it its turn (scheduler-start.ts). */
+  readonly rule: "interactive" | "aged" | "batch";
+  readonly replica: ReplicaReason;
+  readonly slot: SlotReason;
+  /** It had waited for the replica that holds its session. */
+  readonly held: boolean;
+}
 
 export type Command =
   | {
@@ -71,6 +123,7 @@ export type Command =
       readonly lease: Lease;
       readonly attempt: number;
       readonly candidates: number;
+      readonly why: StartReason;
     }
   | { readonly type: "abort_attempt"; readonly leaseId: number; readonly reason: string }
   | {
@@ -84,6 +137,8 @@ export type Command =
   /** Its attempt was cut; it waits again, before everything of its class that came later. */
   | { readonly type: "requeue_task"; readonly taskId: string; readonly message: string }
   | { readonly type: "ensure_pool"; readonly poolId: string }
+  /** Tell `wake` then: a task waits for its session's replica no longer than that. */
+  | { readonly type: "wake_at"; readonly poolId: string; readonly atMs: number }
   | {
       readonly type: "note_slots_busy";
       readonly replicaId: string;
@@ -91,10 +146,22 @@ export type Command =
       readonly busy: number;
     };
 
-export type Admission =
-  | { readonly kind: "accepted"; readonly queuePosition: number; readonly commands: Command[] }
+/** Why a task is not taken, and by which policy of a full queue. */
+export type Refusal =
   | {
-      readonly kind: "refused";
-      readonly code: "ADMISSION_REJECT" | "POOL_UNAVAILABLE";
+      readonly code: "ADMISSION_REJECT" | "QUEUE_FULL_DROP_LRU";
       readonly message: string;
-    };
+      readonly policyLabel: FullPolicy;
+    }
+  /** The queue is not the reason. */
+  | { readonly code: "POOL_UNAVAILABLE"; readonly message: string; readonly policyLabel: null };
+
+export type Admission =
+  | {
+      readonly kind: "accepted";
+      /** Its number in the order of admissions. */
+      readonly ordinal: number;
+      readonly queuePosition: number;
+      readonly commands: Command[];
+    }
+  | ({ readonly kind: "refused" } & Refusal);

@@ -16,3 +16,6 @@ export function encodeEvent(seq: number, event: StreamEvent): string {
 
 /** A comment: keeps proxies and clients from giving up on a quiet stream, carries no id. */
 export const heartbeatFrame = ": hb\n\n";
+
+/** Sent before a stream closes without its terminal event: the client comes back after so long, with Last-Event-ID. */
+export const retryFrame = "retry: 1000\n\n";

@@ -61,6 +61,16 @@ export interface Sampling {
   readonly jsonSchema: unknown | null;
 }
 
+export const determinisms = ["strict", "best_effort"] as const;
+export type Determinism = (typeof determinisms)[number];
+
+/** A bound on what may be spent; null: none. Tokens are prompt and output together, cost is in the pool's price unit. */
+export interface Budget {
+  readonly tokens: number | null;
+  readonly timeMs: number | null;
+  readonly cost: number | null;
+}
+
 export interface TaskSpec {
   readonly taskId: string;
   /** The key that made the task owns it. */
@@ -76,6 +86,8 @@ export interface TaskSpec {
   readonly priority: Priority;
   /** 0 to 2^32-1; drawn when the client gave none, so that a run can always be repeated. */
   readonly seed: number;
+  /** strict: runs alone on its replica and reuses no cached context, so that the same request gives the same bytes. */
+  readonly determinism: Determinism;
   readonly samplerProfileVersion: string;
   readonly sampling: Sampling;
   readonly maxTokens: number;
@@ -84,6 +96,8 @@ export interface TaskSpec {
   /** Milliseconds from acceptance to the end, or null. */
   readonly deadlineMs: number | null;
   readonly expectedTokens: number | null;
+  /** Lowers the session's budget (or is its first one); null: as it is. */
+  readonly budget: Budget | null;
   readonly kvHint: "reuse" | "cold";
   readonly onDisconnect: "cancel" | "continue";
   readonly metadata: Readonly<Record<string, string>>;

@@ -110,6 +110,8 @@ export interface EngineClient {
    * has failed with `connection` or `unreachable`, only an answer of the engine counts; a gone one rejects.
    */
   awaitSlotFree(slot: number, signal: AbortSignal): Promise<void>;
+  /** Forgets what the slot holds of an earlier prompt; what it computes now is not touched. */
+  eraseContext(slot: number, signal: AbortSignal): Promise<void>;
   /** A line of the engine's log, as the supervisor reads it: some engines tell there that a slot is free. */
   onLogLine(line: string): void;
   /** Aborts whatever is in flight, so that a stopping engine is not held by our sockets. Idempotent. */

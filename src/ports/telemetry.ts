@@ -2,7 +2,10 @@
  * Logs and metrics as verbs of the domain. infra/telemetry/pino-log.ts and infra/telemetry/prom-metrics.ts
  * implement them; tests use recording fakes. Prompts and secrets never pass through here.
  */
+
+import type { PredictionScores } from "../domain/calibration.ts";
 import type { EngineKind } from "../domain/pool.ts";
+import type { PredictionBasis } from "../domain/predictor.ts";
 import type { Priority } from "../domain/task.ts";
 
 export const logLevels = ["debug", "info", "warn", "error"] as const;
@@ -46,6 +49,11 @@ export interface Metrics {
   restart(labels: { poolId: string; replicaId: string; cause: string }): void;
 }
 
+/** What the promises of a pool stand on, and how those of each class turned out. */
+export interface PoolPrediction extends Readonly<Record<Priority, PredictionScores>> {
+  readonly basis: PredictionBasis;
+}
+
 /** A pool as a scrape shows it. */
 export interface PoolGauges {
   readonly poolId: string;
@@ -55,6 +63,8 @@ export interface PoolGauges {
   readonly ready: boolean;
   /** Waiting tasks by class. */
   readonly queue: Readonly<Record<Priority, number>>;
+  /** Absent: nobody predicts. */
+  readonly prediction?: PoolPrediction;
   readonly replicas: readonly {
     readonly replicaId: string;
     /** Tokens of leased tasks, and what all slots hold together; null where either is unknown. */
@@ -72,6 +82,10 @@ export interface MetricsSources {
   eventLogs(): { readonly count: number; readonly bytes: number };
   /** Streams that are open now. */
   viewers(): number;
+  /** Sessions that have not ended. */
+  sessions(): number;
+  /** Bytes of the stored state on disk. */
+  storeBytes(): number;
   /** How late the event loop lately was, in milliseconds. */
   loopLagMs(): number | null;
 }

@@ -1,21 +1,39 @@
 /**
  * Admission: from what a client asks to a task that was accepted with a promise, or a refusal that says what
  * to do. What may take time comes first: the pool, the engine counting tokens or rendering a chat. Then one turn
- * of the dispatcher decides what depends on others: idempotency, the place in the queue, the deadline.
+ * of the dispatcher decides what depends on others: idempotency, the place in the queue, the deadline, the
+ * budget. `assess` goes the same way up to that turn and asks the dispatcher what it would say: a dry run.
  * Called by the API; `probe` asks each pool's queue for /readyz.
  */
 import canonicalize from "canonicalize";
-import { closest } from "fastest-levenshtein";
-import { isAssertion } from "../domain/assert.ts";
+import { assert, assertNever, isAssertion } from "../domain/assert.ts";
 import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { EngineKind, PoolSpec } from "../domain/pool.ts";
+import {
+  choosePool,
+  type PlacementWish,
+  type PoolCandidate,
+  type PoolChoice,
+} from "../domain/pool-choice.ts";
+import type { Prediction } from "../domain/predictor.ts";
 import { samplerProfiles } from "../domain/sampler-profile.ts";
-import type { Priority, Sampling, TaskInput, TaskSpec, Workload } from "../domain/task.ts";
+import type {
+  Budget,
+  Determinism,
+  Priority,
+  Sampling,
+  TaskInput,
+  TaskSpec,
+  Workload,
+} from "../domain/task.ts";
 import type { Entropy } from "../ports/clock.ts";
 import { isEngineError } from "../ports/engine.ts";
 import { contextMessage, promptTokensBound } from "./attempt-runner.ts";
-import type { Dispatcher, Submitted } from "./dispatcher.ts";
+import type { Dispatcher } from "./dispatcher.ts";
+import type { PlacementNote, Submitted } from "./mailbox.ts";
+import { modelNames, noPool } from "./refusals.ts";
+import type { Remaining } from "./sessions.ts";
 
 /** A request as the API hands it over: validated in shape, nothing defaulted. */
 export interface Submission {
@@ -27,14 +45,16 @@ export interface Submission {
   readonly input: TaskInput;
   readonly modelRef: string | null;
   readonly engine: EngineKind | null;
-  readonly pinPoolId: string | null;
+  readonly placement: PlacementWish;
   readonly ctx: number | null;
   readonly priority: Priority | null;
   readonly seed: number | null;
+  readonly determinism: Determinism | null;
   readonly sampling: Partial<Sampling>;
   readonly maxTokens: number | null;
   readonly deadlineMs: number | null;
   readonly expectedTokens: number | null;
+  readonly budget: Budget | null;
   readonly kvHint: "reuse" | "cold" | null;
   readonly onDisconnect: "cancel" | "continue" | null;
   readonly metadata: Readonly<Record<string, string>>;
@@ -45,6 +65,21 @@ export interface Submission {
 export interface AdmissionOptions {
   readonly defaultMaxTokens: number;
   readonly defaultDeadlineMs: number | null;
+}
+
+/** What a submission would be told now. */
+export interface Assessed {
+  readonly spec: TaskSpec;
+  readonly promise: Prediction;
+  /** What its budgets leave; null where none is set. */
+  readonly remaining: Remaining | null;
+  /** null: the task_id and body were accepted before, and this is what was promised then. */
+  readonly choice: PoolChoice | null;
+}
+
+interface Prepared {
+  readonly spec: TaskSpec;
+  readonly choice: PoolChoice;
 }
 
 interface PromptSize {
@@ -61,16 +96,31 @@ export class Admission {
     private readonly options: AdmissionOptions,
   ) {}
 
-  async submit(submission: Submission): Promise<Submitted> {
+  /** `watched`: whoever submits is the first viewer of its stream. */
+  async submit(submission: Submission, watched = false): Promise<Submitted> {
     const prepared = await this.prepare(submission).catch((error: unknown) => {
       if (isOrchestratorError(error)) this.dispatcher.noteRefusal(engineAsked(submission, this.pools), error);
       throw error;
     });
-    return "record" in prepared ? prepared : await this.dispatcher.submit(prepared);
+    return "record" in prepared
+      ? prepared
+      : await this.dispatcher.submit(prepared.spec, noteOf(prepared.choice), watched);
+  }
+
+  /** The promise that `submit` would be answered with now, or the same refusal; nothing is enqueued or counted. */
+  async assess(submission: Submission): Promise<Assessed> {
+    const prepared = await this.prepare(submission);
+    if ("record" in prepared) {
+      const { spec, promise } = prepared.record;
+      return { spec, promise, remaining: this.dispatcher.remaining(spec.taskId), choice: null };
+    }
+    const { promise, refusal, remaining } = this.dispatcher.assess(prepared.spec);
+    if (refusal !== null) throw refusal;
+    return { ...prepared, promise, remaining };
   }
 
   /** Everything that may take time or be wrong; a task that was accepted before is the answer itself. */
-  private async prepare(submission: Submission): Promise<TaskSpec | Submitted> {
+  private async prepare(submission: Submission): Promise<Prepared | Submitted> {
     assertInterchangeable(submission.body);
     // Only a task that names itself can come twice; then the first answer stands, whatever the pools do now.
     const bodyDigest = submission.taskId === null ? "" : digestOf(submission.body);
@@ -80,7 +130,14 @@ export class Admission {
       if (repeat !== null) return repeat;
     }
     const workload = workloadOf(submission);
-    const pool = this.choosePool(submission, workload);
+    const determinism = submission.determinism ?? "best_effort";
+    if (determinism === "strict" && submission.kvHint === "reuse")
+      throw new OrchestratorError(
+        "INVALID_PARAMS",
+        "kv_hint reuse does not go with determinism strict, which uses no cached context: leave one of them out",
+        { details: { field: "kv_hint" } },
+      );
+    const { pool, choice } = this.choosePool(submission, workload);
     const deadlineMs = submission.deadlineMs ?? this.options.defaultDeadlineMs;
     if (deadlineMs !== null && deadlineMs <= 0)
       throw new OrchestratorError(
@@ -93,7 +150,7 @@ export class Admission {
     const ctx = this.contextOf(pool, submission.ctx);
     const maxTokens = maxTokensOf(submission, workload, ctx, this.options.defaultMaxTokens);
     const size = await this.measure(submission.input, pool, ctx, maxTokens);
-    return {
+    const spec: TaskSpec = {
       taskId: submission.taskId ?? this.entropy.uuid(),
       keyId: submission.keyId,
       correlationId: submission.correlationId,
@@ -101,17 +158,19 @@ export class Admission {
       workload,
       input: submission.input,
       poolId: pool.id,
-      pinned: submission.pinPoolId !== null,
+      pinned: choice.pinned && !choice.fallback,
       modelRef: pool.modelRef,
       priority: submission.priority ?? "interactive",
       seed: submission.seed ?? this.entropy.uint32(),
+      determinism,
       samplerProfileVersion: pool.samplerProfileVersion,
       sampling: samplingOf(pool, submission.sampling),
       maxTokens,
       ctx,
       deadlineMs,
       expectedTokens: submission.expectedTokens,
-      kvHint: submission.kvHint ?? "reuse",
+      budget: submission.budget,
+      kvHint: determinism === "strict" ? "cold" : (submission.kvHint ?? "reuse"),
       onDisconnect: submission.onDisconnect ?? "cancel",
       metadata: submission.metadata,
       tokensIn: size.tokens,
@@ -119,6 +178,7 @@ export class Admission {
       renderedPrompt: size.rendered,
       bodyDigest,
     };
+    return { spec, choice };
   }
 
   /** What a small interactive task would be told by each pool now; null: it would be taken. */
@@ -129,42 +189,50 @@ export class Admission {
     }));
   }
 
-  private choosePool(submission: Submission, workload: Workload): PoolSpec {
-    const { pinPoolId, modelRef, engine } = submission;
-    const named = pinPoolId === null ? this.pools : [knownPool(this.pools, pinPoolId)];
-    const ofModel = modelRef === null ? named : named.filter((pool) => servesModel(pool, modelRef));
-    if (modelRef !== null && ofModel.length === 0) throw unknownModel(this.pools, modelRef, pinPoolId);
-    const able = ofModel.filter(
-      (pool) => (engine === null || pool.engine === engine) && pool.workloads.includes(workload),
+  private choosePool(submission: Submission, workload: Workload): { pool: PoolSpec; choice: PoolChoice } {
+    const { modelRef, engine, placement: wish } = submission;
+    const maxTokens = workload === "completion" ? (submission.maxTokens ?? this.options.defaultMaxTokens) : 0;
+    // Room for the output and a prompt of one token at least.
+    const ctxMin = Math.max(submission.ctx ?? 0, maxTokens + 1);
+    const request = { modelRef, engine, workload, ctxMin, wish };
+    const choice = choosePool(
+      request,
+      this.pools.map((pool) => this.candidate(pool, submission)),
     );
-    if (able.length === 0)
-      throw new OrchestratorError(
-        "INVALID_PARAMS",
-        `no pool offers workload ${workload}${engine === null ? "" : ` on engine ${engine}`}` +
-          `${modelRef === null ? "" : ` for model ${modelRef}`}: see GET /v1/capabilities`,
-        { details: { workload, engine, model_ref: modelRef } },
-      );
-    return this.leastBusy(able, submission.priority ?? "interactive");
+    const poolOf = (poolId: string): PoolSpec => {
+      const pool = this.pools.find(({ id }) => id === poolId);
+      assert(pool !== undefined, `pool ${poolId} exists`);
+      return pool;
+    };
+    if (choice.kind === "chosen") return { pool: poolOf(choice.poolId), choice };
+    if (choice.kind !== "ctx_too_large") throw noPool(choice, request, this.pools);
+    // Which of the two is too large, and how much there is, is told by the checks themselves.
+    const widest = poolOf(choice.poolId);
+    maxTokensOf(submission, workload, this.contextOf(widest, submission.ctx), this.options.defaultMaxTokens);
+    throw new OrchestratorError("INTERNAL", `pool ${widest.id} is too narrow and says nothing of it`);
   }
 
-  /** Among pools that could all do it: one that takes tasks, that is loaded, with the least waiting per slot. */
-  private leastBusy(pools: readonly PoolSpec[], priority: Priority): PoolSpec {
-    const ranked = pools.map((pool) => {
-      const refused = this.dispatcher.refusalFor(pool.id, priority) !== null;
-      const ready = this.dispatcher.runtime(pool.id).ready;
-      const { interactive, batch } = this.dispatcher.view.depth(pool.id);
+  private candidate(pool: PoolSpec, { priority, sessionId }: Submission): PoolCandidate {
+    const { dispatcher } = this;
+    const { ready, identity } = dispatcher.runtime(pool.id);
+    const { interactive, batch } = dispatcher.view.depth(pool.id);
+    let slotsBusy = 0;
+    for (const replicaId of ready.keys()) slotsBusy += dispatcher.view.slotsBusy(replicaId);
+    return {
+      id: pool.id,
+      engine: pool.engine,
+      modelNames: modelNames(pool),
+      workloads: pool.workloads,
+      ctxPerSlot: identity?.ctxPerSlot ?? pool.ctx,
+      slots: pool.slots * pool.replicas,
+      readyReplicas: ready.size,
+      slotsBusy,
       // What came in the same instant waits for its turn and is not in the queue yet.
-      let waiting = interactive + batch + this.dispatcher.submitting(pool.id);
-      for (const replicaId of ready.keys()) waiting += this.dispatcher.view.slotsBusy(replicaId);
-      return {
-        pool,
-        rank: [refused ? 1 : 0, ready.size > 0 ? 0 : 1, waiting / (pool.slots * pool.replicas)],
-      };
-    });
-    ranked.sort((a, b) => compare(a.rank, b.rank) || (a.pool.id < b.pool.id ? -1 : 1));
-    const best = ranked[0];
-    if (best === undefined) throw new OrchestratorError("POOL_UNAVAILABLE", "no pool is configured");
-    return best.pool;
+      waiting: interactive + batch + dispatcher.submitting(pool.id),
+      refusal: dispatcher.refusalFor(pool.id, priority ?? "interactive")?.code ?? null,
+      devices: pool.devices,
+      holdsSession: sessionId !== null && dispatcher.view.holdsSession(pool.id, sessionId),
+    };
   }
 
   /** Tokens of context the task may use; what is not known before the model is loaded is checked at the start. */
@@ -180,34 +248,23 @@ export class Admission {
     return asked ?? known;
   }
 
+  /** Tokens of the prompt: exact where the engine had to be asked, else an upper bound, as budgets need it. */
   private async measure(
     input: TaskInput,
     pool: PoolSpec,
     ctx: number,
     maxTokens: number,
   ): Promise<PromptSize> {
-    if (input.kind === "embedding" || input.kind === "rerank") {
-      const query = input.kind === "rerank" ? input.query : "";
-      let tokens = 0;
-      for (const text of input.inputs) tokens += promptTokensBound(query) + promptTokensBound(text);
-      return { tokens, exact: false, rendered: null };
-    }
+    const guess: PromptSize = { tokens: tokensBound(input), exact: false, rendered: null };
     const ready = firstOf(this.dispatcher.runtime(pool.id).ready.values());
+    if (ready === null || input.kind === "embedding" || input.kind === "rerank") return guess;
     const never = new AbortController().signal;
     try {
-      let rendered: string | null = null;
-      let text = "";
-      if (input.kind === "messages") {
-        const bound = input.messages.reduce(
-          (sum, m) => sum + promptTokensBound(m.content) + m.role.length,
-          0,
-        );
-        if (ready === null) return { tokens: bound, exact: false, rendered: null };
-        text = await ready.client.applyTemplate(input.messages, never);
-        rendered = text;
-      } else text = input.prompt;
+      const rendered =
+        input.kind === "messages" ? await ready.client.applyTemplate(input.messages, never) : null;
+      const text = input.kind === "messages" ? (rendered ?? "") : input.prompt;
       const bound = promptTokensBound(text);
-      if (bound + maxTokens <= ctx || ready === null) return { tokens: bound, exact: false, rendered };
+      if (bound + maxTokens <= ctx) return { tokens: bound, exact: false, rendered };
       const tokens = await ready.client.countTokens(text, never);
       if (tokens + maxTokens > ctx)
         throw new OrchestratorError("INVALID_PARAMS", contextMessage(tokens, maxTokens, ctx), {
@@ -224,15 +281,46 @@ export class Admission {
           engine: pool.engine,
         });
       // The engine went away meanwhile: the task queues, and its first attempt measures again.
-      return { tokens: 0, exact: false, rendered: null };
+      return guess;
     }
   }
 }
 
+/** What a chat template puts around the messages, and around each, before an engine has rendered it: generous. */
+const templateTokens = 64;
+const templateTokensPerMessage = 16;
+
+/** No tokenizer makes more of it. */
+function tokensBound(input: TaskInput): number {
+  switch (input.kind) {
+    case "prompt":
+      return promptTokensBound(input.prompt);
+    case "messages":
+      return input.messages.reduce(
+        (sum, { role, content }) => sum + promptTokensBound(content) + role.length + templateTokensPerMessage,
+        templateTokens,
+      );
+    case "embedding":
+      return input.inputs.reduce((sum, text) => sum + promptTokensBound(text), 0);
+    case "rerank": {
+      const query = promptTokensBound(input.query);
+      return input.inputs.reduce((sum, text) => sum + query + promptTokensBound(text), 0);
+    }
+    default:
+      return assertNever(input, "task input");
+  }
+}
+
+/** For the log and the metrics: what decided, and what spoke against every other pool. */
+function noteOf({ poolId, rule, reasons, fallback, candidates }: PoolChoice): PlacementNote {
+  const others = reasons.filter((one) => one.poolId !== poolId).map((one) => `${one.poolId} ${one.reason}`);
+  return { why: [rule, ...others].join(", "), fallback, candidates };
+}
+
 /** The engine that a refusal is counted for: the one that was asked for, else that of the pool that was meant. */
-function engineAsked({ engine, pinPoolId, modelRef }: Submission, pools: readonly PoolSpec[]): EngineKind {
+function engineAsked({ engine, placement, modelRef }: Submission, pools: readonly PoolSpec[]): EngineKind {
   const meant = pools.find(
-    (pool) => pool.id === pinPoolId || (modelRef !== null && servesModel(pool, modelRef)),
+    (pool) => pool.id === placement.pinPoolId || (modelRef !== null && modelNames(pool).includes(modelRef)),
   );
   return engine ?? meant?.engine ?? pools[0]?.engine ?? "mock";
 }
@@ -280,51 +368,6 @@ function samplingOf(pool: PoolSpec, asked: Partial<Sampling>): Sampling {
   const profile = samplerProfiles[pool.samplerProfileVersion] ?? samplerProfiles.v1;
   if (profile === undefined) throw new OrchestratorError("INTERNAL", "the sampler profile v1 is missing");
   return { ...profile, ...asked };
-}
-
-/** A model is called by its reference, by its file's name with or without .gguf, or by its pool's id. */
-function servesModel(pool: PoolSpec, name: string): boolean {
-  return modelNames(pool).includes(name);
-}
-
-function modelNames(pool: PoolSpec): string[] {
-  const file = pool.modelPath?.split("/").pop() ?? null;
-  const names = [pool.modelRef, pool.id];
-  if (file !== null) names.push(file, file.replace(/\.gguf$/i, ""));
-  return names;
-}
-
-function knownPool(pools: readonly PoolSpec[], poolId: string): PoolSpec {
-  const pool = pools.find((p) => p.id === poolId);
-  if (pool !== undefined) return pool;
-  const ids = pools.map((p) => p.id);
-  throw new OrchestratorError(
-    "INVALID_PARAMS",
-    `placement.pin_pool_id names no pool: the nearest is ${closest(poolId, ids)}, see GET /v1/pools`,
-    { details: { field: "placement.pin_pool_id" } },
-  );
-}
-
-function unknownModel(
-  pools: readonly PoolSpec[],
-  modelRef: string,
-  pinned: string | null,
-): OrchestratorError {
-  const where = pinned === null ? "" : ` in pool ${pinned}`;
-  const nearest = closest(modelRef, pools.flatMap(modelNames));
-  return new OrchestratorError(
-    "INVALID_PARAMS",
-    `model_ref is not served${where}: the nearest is ${nearest}, see GET /v1/capabilities`,
-    { details: { field: "model_ref", nearest } },
-  );
-}
-
-function compare(a: readonly number[], b: readonly number[]): number {
-  for (const [i, left] of a.entries()) {
-    const difference = left - (b[i] ?? 0);
-    if (difference !== 0) return difference;
-  }
-  return 0;
 }
 
 function firstOf<T>(values: Iterable<T>): T | null {

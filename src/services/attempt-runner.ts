@@ -97,6 +97,11 @@ export class AttemptRunner {
     run.abort.abort();
   }
 
+  /** Nothing more is appended, by any attempt. */
+  abortAll(): void {
+    for (const leaseId of [...this.running.keys()]) this.abort(leaseId);
+  }
+
   private async run(run: Running, listener: AttemptListener): Promise<void> {
     const { attempt } = run;
     let outcome: AttemptOutcome;
@@ -198,7 +203,8 @@ export class AttemptRunner {
         maxTokens: spec.maxTokens,
         seed: spec.seed,
         sampling: spec.sampling,
-        cachePrompt: spec.kvHint === "reuse",
+        // strict: what a slot still holds must not change the batches that the prompt is computed in.
+        cachePrompt: spec.kvHint === "reuse" && spec.determinism !== "strict",
         slot: attempt.lease.slot,
       },
       this.sinkOf(run, listener),
@@ -282,6 +288,7 @@ export class AttemptRunner {
         seed: record.spec.seed,
         kv_warmth: record.kvWarmth,
         tokens_in: tokensIn,
+        determinism: record.spec.determinism,
         attempt: number,
       },
     });

@@ -1,60 +1,50 @@
 /**
  * HOT. The single writer: everything that changes the state of a task passes through its mailbox. A turn
- * drains the mailbox as one batch: each item is decided by the pure scheduler, its commands are acted on, and
- * at the end of the turn the submitters hear their answers. It never awaits slow work: results come back as
- * items.
+ * drains the mailbox as one batch: each item is decided by the pure scheduler, what was decided is stored in one
+ * transaction, then its commands are acted on, and the submitters hear their answers once it is synced. It never
+ * awaits slow work: results come back as items.
  *
  * Called by admission (submit), the API (cancel), the supervisor (ReplicaListener) and its own attempts.
- * Always holds: exactly one terminal frame per task; nothing starts outside a free slot of a ready replica.
+ * Always holds: exactly one terminal frame per task; nothing starts outside a free slot of a ready replica;
+ * nothing is accepted, and no end is seen, that a restart would not know of.
  */
 import { assert, assertNever } from "../domain/assert.ts";
-import { errorTable, isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
+import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { EngineKind, PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
-import { beginningOf, prefixOf } from "../domain/prefix.ts";
-import { admit, assess, createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
-import type { AttemptOutcome, Command, SchedulerEvent } from "../domain/scheduler-protocol.ts";
+import type { Fairness } from "../domain/queue.ts";
+import { createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
+import type { Command } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
-import type { Clock, Timer } from "../ports/clock.ts";
+import type { Clock } from "../ports/clock.ts";
 import type { EngineClient } from "../ports/engine.ts";
 import type { ReplicaControl, ReplicaListener } from "../ports/supervision.ts";
+import { isStoreError, type StoreError, type TaskStore } from "../ports/task-store.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
-import type { Attempt, AttemptListener, AttemptRunner } from "./attempt-runner.ts";
+import { Acceptance, type Assessment } from "./acceptance.ts";
+import { AttemptFeedback } from "./attempt-feedback.ts";
+import type { Attempt, AttemptRunner } from "./attempt-runner.ts";
+import { Deadlines } from "./deadlines.ts";
+import { Effects, type Step } from "./effects.ts";
+import { Endings } from "./endings.ts";
 import { Forecast } from "./forecast.ts";
+import type { Item, PlacementNote, Settle, Submitted } from "./mailbox.ts";
 import { type PoolRuntime, PoolRuntimes } from "./pool-runtime.ts";
 import { QueueView } from "./queue-view.ts";
-import { infeasible, poolUnavailable, queueFull, shuttingDown } from "./refusals.ts";
+import { storageUnavailable } from "./refusals.ts";
+import { SessionRemoval } from "./session-removal.ts";
+import type { Remaining, RemovedSession, Sessions } from "./sessions.ts";
+import type { TaskArchive } from "./task-archive.ts";
 import type { AttemptResult, TaskRecord, TaskRegistry } from "./task-registry.ts";
 import { TaskTelemetry } from "./task-telemetry.ts";
-import { type CancelReason, canceledMessage, endEvent, errorEvent } from "./terminal-events.ts";
+import type { CancelReason } from "./terminal-events.ts";
+import { TurnStore } from "./turn-store.ts";
 
-type Item =
-  | { readonly kind: "submit"; readonly spec: TaskSpec; readonly settle: Settle }
-  | {
-      readonly kind: "cancel";
-      readonly taskId: string;
-      readonly reason: CancelReason;
-      readonly resolve: () => void;
-    }
-  | { readonly kind: "event"; readonly event: SchedulerEvent }
-  | {
-      readonly kind: "attempt_ended";
-      readonly attempt: Attempt;
-      readonly outcome: AttemptOutcome;
-      readonly slotFree: boolean;
-      readonly result: AttemptResult | null;
-    };
-
-interface Settle {
-  resolve(submitted: Submitted): void;
-  reject(error: unknown): void;
-}
-
-export interface Submitted {
+interface Admitted {
   readonly record: TaskRecord;
-  /** The same task_id and body were submitted before: this is the task that was made then. */
-  readonly repeated: boolean;
+  readonly placement: PlacementNote;
+  readonly settle: Settle;
 }
 
 export interface DispatcherDeps {
@@ -63,45 +53,126 @@ export interface DispatcherDeps {
   readonly metrics: Metrics;
   readonly control: ReplicaControl;
   readonly registry: TaskRegistry;
+  readonly archive: TaskArchive;
   readonly runner: AttemptRunner;
+  readonly store: TaskStore;
+  readonly sessions: Sessions;
   readonly pools: readonly PoolSpec[];
   readonly attemptsMax: number;
   readonly batchMaxWaitMs: number;
+  readonly fair: Fairness;
+  /** A running task is cut when its deadline passes. */
+  readonly cutAtDeadline: boolean;
   /** A task whose deadline is less likely than this to be met is refused. */
   readonly minOnTimeProbability: number;
   /** A broken invariant in a turn: state may be half changed, the only honest way on is a restart. */
   readonly onFatal: (error: unknown) => void;
 }
 
-export class Dispatcher implements ReplicaListener, AttemptListener {
+export class Dispatcher implements ReplicaListener {
   readonly forecast: Forecast;
   readonly view: QueueView;
   private readonly state: SchedulerState;
   private readonly pools: PoolRuntimes;
   private readonly telemetry: TaskTelemetry;
-  private readonly deadlines = new Map<string, Timer>();
+  private readonly store: TurnStore;
+  private readonly deadlines: Deadlines;
+  private readonly acceptance: Acceptance;
+  private readonly endings: Endings;
+  private readonly effects: Effects;
+  private readonly removal: SessionRemoval;
   private mailbox: Item[] = [];
   private turnPending = false;
-  private closing = false;
+  private halted = false;
   private idleWaiters: (() => void)[] = [];
+  // Of the turn that runs:
+  private steps: Step[] = [];
+  private admitted: Admitted[] = [];
+  private answers: (() => void)[] = [];
 
   constructor(private readonly deps: DispatcherDeps) {
+    const { clock, registry, sessions } = deps;
     this.state = createScheduler(
-      { attemptsMax: deps.attemptsMax, batchMaxWaitMs: deps.batchMaxWaitMs },
-      deps.pools.map((p) => ({ id: p.id, capacity: p.queueCapacity })),
+      { attemptsMax: deps.attemptsMax, batchMaxWaitMs: deps.batchMaxWaitMs, fair: deps.fair },
+      deps.pools.map((p) => ({ id: p.id, capacity: p.queueCapacity, fullPolicy: p.fullPolicy })),
     );
     this.pools = new PoolRuntimes(deps.pools);
-    this.forecast = new Forecast(deps.clock, deps.registry, this.state, this.pools);
-    this.view = new QueueView(this.state, deps.registry);
+    this.forecast = new Forecast(clock, registry, this.state, this.pools);
+    this.view = new QueueView(this.state, registry);
     this.telemetry = new TaskTelemetry(deps.log, deps.metrics);
+    this.store = new TurnStore(deps.store, clock, deps.log);
+    this.deadlines = new Deadlines(clock, deps.cutAtDeadline, (event) => this.post({ kind: "event", event }));
+    const shared = {
+      clock,
+      registry,
+      sessions,
+      pools: this.pools,
+      forecast: this.forecast,
+      store: this.store,
+      deadlines: this.deadlines,
+    };
+    const { minOnTimeProbability } = deps;
+    this.acceptance = new Acceptance({ ...shared, scheduler: this.state, minOnTimeProbability });
+    const { telemetry } = this;
+    const endings = new Endings({ ...shared, telemetry });
+    this.endings = endings;
+    const { control, runner, onFatal } = deps;
+    const post = (item: Item): void => this.post(item);
+    const feedback = new AttemptFeedback({ ...shared, view: this.view, control, telemetry, post, onFatal });
+    const cancel = (taskId: string): Promise<void> => this.cancel(taskId, "session");
+    this.removal = new SessionRemoval({ view: this.view, pools: this.pools, log: deps.log, cancel, post });
+    this.effects = new Effects({ ...shared, control, runner, telemetry, endings, feedback, post });
+  }
+
+  /** What the last process had accepted, and what is left of it. Once, before anything else. */
+  recover(): readonly TaskRecord[] {
+    const { clock, registry, store } = this.deps;
+    const { commands, homeless } = this.acceptance.recover(store.recover(), clock.nowMs());
+    this.take(commands, null);
+    for (const { spec } of homeless)
+      this.take(
+        [
+          {
+            type: "finish_task",
+            taskId: spec.taskId,
+            state: "failed",
+            code: "POOL_UNAVAILABLE",
+            message: `pool ${spec.poolId} is no longer configured: submit the task again`,
+            replicaId: null,
+          },
+        ],
+        null,
+      );
+    this.finishTurn();
+    return [...registry.live()];
   }
 
   // ---- what others ask ----
 
-  /** Resolves when the task is accepted (or was before); rejects with the refusal. */
-  submit(spec: TaskSpec): Promise<Submitted> {
+  /**
+   * Resolves when the task is accepted (or was before) and stored; rejects with the refusal. `watched`: its sender is
+   * its first viewer.
+   */
+  submit(spec: TaskSpec, placement: PlacementNote, watched = false): Promise<Submitted> {
     this.pools.get(spec.poolId).submitting++;
-    return new Promise((resolve, reject) => this.post({ kind: "submit", spec, settle: { resolve, reject } }));
+    return new Promise((resolve, reject) =>
+      this.post({ kind: "submit", spec, placement, watched, settle: { resolve, reject } }),
+    );
+  }
+
+  /** Its first viewer that counts has come. */
+  noteWatched(taskId: string): void {
+    this.post({ kind: "watched", taskId });
+  }
+
+  /** What such a task would be told now; nothing changes. */
+  assess(spec: TaskSpec): Assessment {
+    return this.acceptance.assess(spec, this.deps.clock.nowMs());
+  }
+
+  /** What the task's session and key may still spend; null where nothing bounds it. */
+  remaining(taskId: string): Remaining | null {
+    return this.deps.sessions.remaining(taskId);
   }
 
   /** Resolves once the log is sealed: no token is handed to any viewer after that. Idempotent. */
@@ -111,7 +182,9 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
 
   /** What a task_id that was used before is answered with; null: it is new. */
   repeatOf(taskId: string, keyId: string, bodyDigest: string): Submitted | OrchestratorError | null {
-    const record = this.deps.registry.find(taskId);
+    // No name was given: it is new.
+    if (bodyDigest === "") return null;
+    const record = this.deps.archive.find(taskId);
     if (record === null) return null;
     if (record.spec.keyId === keyId && record.spec.bodyDigest === bodyDigest)
       return { record, repeated: true };
@@ -123,12 +196,7 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
 
   /** The refusal that a task of this class would get now, without enqueueing anything; null: none. */
   refusalFor(poolId: string, priority: Priority): OrchestratorError | null {
-    const { spec } = this.pools.get(poolId);
-    if (this.closing) return shuttingDown(spec);
-    const { refusal } = assess(this.state, poolId, priority);
-    if (refusal === null) return null;
-    if (refusal.code === "POOL_UNAVAILABLE") return poolUnavailable(spec, refusal.message);
-    return queueFull(spec, refusal.message, this.forecast.retryAfterMs(poolId));
+    return this.acceptance.refusalFor(poolId, priority);
   }
 
   /** Submissions that wait for the next turn and are in no queue yet. */
@@ -146,20 +214,31 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
     return this.pools.get(poolId);
   }
 
-  /** From now on nothing new is taken. */
-  close(): void {
-    this.closing = true;
+  /** No slot is kept for it any more; where it was deleted, its tasks end and its context is erased, too. */
+  sessionRemoved(removed: RemovedSession): Promise<void> {
+    return this.removal.carryOut(removed);
   }
 
-  /** Resolves when no task is live. */
+  /** From now on nothing new is taken or started. */
+  close(): void {
+    this.acceptance.close();
+    this.effects.hold();
+  }
+
+  /** Resolves when no task runs. */
   idle(): Promise<void> {
     if (this.isIdle()) return Promise.resolve();
     return new Promise((resolve) => this.idleWaiters.push(resolve));
   }
 
-  /** The drain deadline: whatever is live ends now, told to its viewers. */
-  endAll(): void {
-    this.post({ kind: "event", event: { type: "shutdown_deadline_passed" } });
+  /** The drain deadline: what is live is kept for the next start, and nothing moves any more. */
+  halt(): void {
+    this.halted = true;
+    this.mailbox = [];
+    this.deadlines.close();
+    this.effects.close();
+    this.deps.runner.abortAll();
+    this.releaseIdle();
   }
 
   // ---- what the supervisor tells ----
@@ -190,58 +269,10 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
     this.post({ kind: "event", event: { type: "pool_unavailable", poolId, message: failure.message } });
   }
 
-  // ---- what attempts tell ----
-
-  attemptEnded(
-    attempt: Attempt,
-    outcome: AttemptOutcome,
-    slotFree: boolean,
-    result: AttemptResult | null,
-  ): void {
-    this.post({ kind: "attempt_ended", attempt, outcome, slotFree, result });
-  }
-
-  slotFreed(attempt: Attempt): void {
-    const { leaseId, replicaId, incarnation } = attempt.lease;
-    const poolId = attempt.pool.id;
-    this.post({ kind: "event", event: { type: "slot_freed", poolId, replicaId, incarnation, leaseId } });
-  }
-
-  engineWedged(attempt: Attempt, message: string): void {
-    this.deps.control.reportWedged(attempt.lease.replicaId, attempt.lease.incarnation, message);
-  }
-
-  firstToken(attempt: Attempt, sinceAdmissionMs: number): void {
-    const { record, pool, lease } = attempt;
-    if (record.firstTokenMs === null) {
-      record.firstTokenMs = this.deps.clock.nowMs();
-      this.telemetry.firstToken(record, pool.engine, sinceAdmissionMs);
-    }
-    this.deps.control.noteProgress(lease.replicaId, lease.incarnation);
-  }
-
-  metricsDue(attempt: Attempt, tokensPerSecond: number): void {
-    const { record, pool } = attempt;
-    const { interactive, batch } = this.view.depth(pool.id);
-    record.log.append({
-      type: "metrics",
-      data: {
-        queue_depth: interactive + batch,
-        on_time_probability: this.forecast.ofLive(record)?.onTimeProbability ?? null,
-        kv_warmth: record.kvWarmth,
-        tokens_out: record.tokensOut,
-        tokens_per_second: Math.round(tokensPerSecond * 10) / 10,
-      },
-    });
-  }
-
-  unexpected(error: unknown): void {
-    this.deps.onFatal(error);
-  }
-
   // ---- the turn ----
 
   private post(item: Item): void {
+    if (this.halted) return;
     this.mailbox.push(item);
     assert(this.mailbox.length <= limits.mailboxTurnEventsMax, "the mailbox is drained every turn");
     if (this.turnPending) return;
@@ -253,191 +284,161 @@ export class Dispatcher implements ReplicaListener, AttemptListener {
     this.turnPending = false;
     const items = this.mailbox;
     this.mailbox = [];
-    const answers: (() => void)[] = [];
     try {
-      for (const item of items) this.process(item, answers);
+      for (const item of items) this.process(item);
+      this.finishTurn();
     } catch (error) {
       this.deps.onFatal(error);
       return;
     }
+    if (this.isIdle()) this.releaseIdle();
+  }
+
+  /** Stored first, then acted on, then answered. */
+  private finishTurn(): void {
+    for (const op of this.deps.sessions.takeOps()) this.store.add(op);
+    const error = this.store.write();
+    if (error !== null) this.undoAdmitted(error);
+    const { steps, admitted, answers } = this;
+    this.steps = [];
+    this.admitted = [];
+    this.answers = [];
+    for (const { record, placement } of admitted)
+      this.telemetry.admitted(record, this.engineOf(record), placement);
+    for (const step of steps) this.effects.act(step);
     for (const answer of answers) answer();
-    if (!this.isIdle()) return;
+    if (admitted.length > 0) this.answerOnceSynced(admitted);
+  }
+
+  /** Attempts start meanwhile: a first token waits for the disk no longer than it would for the engine. */
+  private answerOnceSynced(admitted: readonly Admitted[]): void {
+    this.store.synced().then(
+      () => {
+        for (const { record, settle } of admitted) settle.resolve({ record, repeated: false });
+      },
+      (error: unknown) => {
+        if (!isStoreError(error)) {
+          this.deps.onFatal(error);
+          return;
+        }
+        for (const { record, settle } of admitted) {
+          void this.cancel(record.spec.taskId, "storage");
+          settle.reject(storageUnavailable(error));
+        }
+      },
+    );
+  }
+
+  private undoAdmitted(error: StoreError): void {
+    const nowMs = this.deps.clock.nowMs();
+    // The last one first: what a freed slot starts may be one that came before, and is undone after it.
+    for (const { record, settle } of this.admitted.splice(0).reverse()) {
+      const { taskId } = record.spec;
+      this.steps = this.steps.filter(
+        ({ command }) =>
+          !(
+            (command.type === "start_attempt" || command.type === "finish_task") &&
+            command.taskId === taskId
+          ),
+      );
+      this.take(this.acceptance.undo(record, nowMs), null);
+      const refusal = storageUnavailable(error);
+      this.telemetry.refused(this.engineOf(record), refusal);
+      this.answers.push(() => settle.reject(refusal));
+    }
+  }
+
+  private isIdle(): boolean {
+    return this.mailbox.length === 0 && this.deps.runner.size === 0;
+  }
+
+  private releaseIdle(): void {
     const waiters = this.idleWaiters;
     this.idleWaiters = [];
     for (const resolve of waiters) resolve();
   }
 
-  private isIdle(): boolean {
-    return this.state.tasks.size === 0 && this.mailbox.length === 0;
-  }
-
-  private process(item: Item, answers: (() => void)[]): void {
+  private process(item: Item): void {
     const nowMs = this.deps.clock.nowMs();
     switch (item.kind) {
       case "submit":
-        this.processSubmit(item.spec, item.settle, nowMs, answers);
+        this.processSubmit(item, nowMs);
         return;
       case "cancel": {
         const { taskId, reason, resolve } = item;
-        this.act(decide(this.state, { type: "cancel_requested", taskId, reason }, nowMs), null);
-        answers.push(resolve);
+        this.take(decide(this.state, { type: "cancel_requested", taskId, reason }, nowMs), null);
+        this.answers.push(resolve);
         return;
       }
       case "attempt_ended": {
         const { attempt, outcome, slotFree, result } = item;
-        if (result !== null) this.forecast.learn(attempt, result);
+        if (result !== null) this.noteResult(attempt, result);
         const { lease } = attempt;
         const { taskId, poolId } = attempt.record.spec;
         const event = { type: "attempt_ended" as const, taskId, poolId, lease, outcome, slotFree };
-        this.act(decide(this.state, event, nowMs), result);
+        this.take(decide(this.state, event, nowMs), result);
         return;
       }
+      case "watched":
+        if (this.state.tasks.has(item.taskId)) this.store.add({ kind: "task_watched", taskId: item.taskId });
+        return;
       case "event":
-        this.act(decide(this.state, item.event, nowMs), null);
+        this.take(decide(this.state, item.event, nowMs), null);
+        if (item.resolve !== undefined) this.answers.push(item.resolve);
         return;
       default:
         assertNever(item, "mailbox item");
     }
   }
 
-  private processSubmit(spec: TaskSpec, settle: Settle, nowMs: number, answers: (() => void)[]): void {
-    const { registry } = this.deps;
+  private noteResult(attempt: Attempt, result: AttemptResult): void {
+    this.forecast.learn(attempt, result);
+    const { record, lease } = attempt;
+    const { sessionId } = record.spec;
+    if (sessionId === null) return;
+    const kvBytesPerToken =
+      this.pools.get(attempt.pool.id).ready.get(lease.replicaId)?.identity.kvBytesPerToken ?? null;
+    const cachedTokens = result.tokensIn + result.tokensOut;
+    this.deps.sessions.noteKv(sessionId, {
+      warm: result.tokensCached > 0,
+      cachedTokens,
+      kvBytes: kvBytesPerToken === null ? null : cachedTokens * kvBytesPerToken,
+      replicaId: lease.replicaId,
+      slot: lease.slot,
+    });
+  }
+
+  private processSubmit(item: Extract<Item, { kind: "submit" }>, nowMs: number): void {
+    const { spec, placement, settle } = item;
     const pool = this.pools.get(spec.poolId);
-    const { engine } = pool.spec;
     pool.submitting--;
     const repeat = this.repeatOf(spec.taskId, spec.keyId, spec.bodyDigest);
     if (repeat !== null) {
-      answers.push(() => (isOrchestratorError(repeat) ? settle.reject(repeat) : settle.resolve(repeat)));
+      this.answers.push(() => (isOrchestratorError(repeat) ? settle.reject(repeat) : settle.resolve(repeat)));
       return;
     }
-    const promise = this.forecast.ofNew(spec);
-    const { minOnTimeProbability } = this.deps;
-    const refusal =
-      this.refusalFor(spec.poolId, spec.priority) ??
-      infeasible(pool.spec, spec, promise, minOnTimeProbability);
-    if (refusal !== null) {
-      this.telemetry.refused(engine, refusal);
+    const accepted = this.acceptance.accept(spec, item.watched, nowMs);
+    if (accepted.kind === "refused") {
+      const { refusal } = accepted;
+      this.telemetry.refused(pool.spec.engine, refusal);
       // Somebody wants it: the supervisor may try again now instead of at its next turn; it spaces the tries itself.
       if (refusal.code === "POOL_UNAVAILABLE") this.deps.control.ensurePool(spec.poolId);
-      answers.push(() => settle.reject(refusal));
+      this.answers.push(() => settle.reject(refusal));
       return;
     }
-    const record = registry.add(spec, promise, this.forecast.tokensOutOf(spec), nowMs);
-    record.engineVersion = pool.identity?.engineVersion ?? "unknown";
-    const { taskId, poolId, priority, deadlineMs } = spec;
-    const expectedMs = this.forecast.serviceOf(spec);
-    const prefix = prefixOf(beginningOf(spec));
-    const admission = admit(this.state, { taskId, poolId, priority, expectedMs, prefix }, nowMs);
-    assert(admission.kind === "accepted", "what was not refused is admitted");
-    this.telemetry.admitted(record, engine);
-    if (deadlineMs !== null) this.armDeadline(taskId, deadlineMs);
-    this.act(admission.commands, null);
-    answers.push(() => settle.resolve({ record, repeated: false }));
+    this.admitted.push({ record: accepted.record, placement, settle });
+    this.take(accepted.commands, null);
   }
 
-  private armDeadline(taskId: string, deadlineMs: number): void {
-    const timer = this.deps.clock.setTimer(deadlineMs, () =>
-      this.post({ kind: "event", event: { type: "deadline_passed", taskId } }),
-    );
-    this.deadlines.set(taskId, timer);
-  }
-
-  private act(commands: readonly Command[], result: AttemptResult | null): void {
+  /** What ends is concluded at once, so that its end is stored with the turn; the rest waits for that. */
+  private take(commands: readonly Command[], result: AttemptResult | null): void {
     for (const command of commands) {
-      switch (command.type) {
-        case "start_attempt":
-          this.startAttempt(command);
-          break;
-        case "abort_attempt":
-          this.deps.runner.abort(command.leaseId);
-          break;
-        case "finish_task":
-          this.finish(command, result);
-          break;
-        case "requeue_task":
-          this.requeue(command.taskId, command.message);
-          break;
-        case "ensure_pool":
-          this.pools.get(command.poolId).loadingSinceMs ??= this.deps.clock.nowMs();
-          this.deps.control.ensurePool(command.poolId);
-          break;
-        case "note_slots_busy":
-          this.deps.control.noteSlotsBusy(command.replicaId, command.incarnation, command.busy);
-          break;
-        default:
-          assertNever(command, "command");
-      }
+      if (command.type === "finish_task") this.endings.conclude(command, result);
+      this.steps.push({ command, result });
     }
   }
 
-  private startAttempt(command: Extract<Command, { type: "start_attempt" }>): void {
-    const { registry, runner, clock } = this.deps;
-    const { lease } = command;
-    const record = registry.get(command.taskId);
-    const pool = this.pools.get(command.poolId);
-    record.state = "running";
-    record.attempts = command.attempt;
-    record.replicaId = lease.replicaId;
-    record.startedMs ??= clock.nowMs();
-    const ready = pool.ready.get(lease.replicaId);
-    if (ready === undefined || ready.incarnation !== lease.incarnation) {
-      // The replica was lost and its replica_lost waits in the mailbox behind this decision.
-      const { taskId } = command;
-      const message = "the engine was lost before the start";
-      const lost = { kind: "lost" as const, code: "WORKER_RESET" as const, message };
-      const outcome = { ...lost, tokensProduced: 0, began: false };
-      const event = {
-        type: "attempt_ended" as const,
-        taskId,
-        poolId: command.poolId,
-        lease,
-        outcome,
-        slotFree: false,
-      };
-      this.post({ kind: "event", event });
-      return;
-    }
-    const { client, identity } = ready;
-    record.engineVersion = identity.engineVersion;
-    this.telemetry.started(record, pool.spec.engine, lease.replicaId, lease.slot, command.candidates);
-    const { ctxPerSlot } = identity;
-    runner.start({ record, lease, pool: pool.spec, client, ctxPerSlot, number: command.attempt }, this);
-  }
-
-  private requeue(taskId: string, message: string): void {
-    const record = this.deps.registry.get(taskId);
-    record.state = "queued";
-    this.telemetry.requeued(record, this.pools.get(record.spec.poolId).spec.engine, message);
-  }
-
-  private finish(command: Extract<Command, { type: "finish_task" }>, result: AttemptResult | null): void {
-    const { registry, clock } = this.deps;
-    const { state, message } = command;
-    const record = registry.get(command.taskId);
-    const pool = this.pools.get(record.spec.poolId);
-    const nowMs = clock.nowMs();
-    this.deadlines.get(command.taskId)?.cancel();
-    this.deadlines.delete(command.taskId);
-    record.state = state;
-    record.finishedMs = nowMs;
-    if (state === "done") {
-      assert(result !== null, "a finished attempt has a result");
-      record.finishReason = result.finishReason;
-      record.tokensIn = result.tokensIn;
-      // What the engine counted: a stop string or a torn character makes fewer pieces than tokens.
-      record.tokensOut = result.tokensOut;
-      pool.done++;
-      this.forecast.score(record, nowMs);
-      record.log.seal(endEvent(record, result, nowMs), false);
-    } else {
-      const code = command.code ?? "INTERNAL";
-      if (state === "failed") pool.failed++;
-      record.error = { code, message: state === "canceled" ? canceledMessage(message) : message };
-      const retryAfterMs = errorTable[code].retriable ? this.forecast.retryAfterMs(pool.spec.id) : null;
-      record.log.seal(errorEvent(record.error, pool.spec.engine, retryAfterMs), state === "canceled");
-    }
-    pool.tokensOut += record.tokensOut;
-    this.telemetry.ended(record, pool.spec.engine, state, message, nowMs);
-    registry.noteEnded(record, nowMs);
+  private engineOf({ spec }: TaskRecord): EngineKind {
+    return this.pools.find(spec.poolId)?.spec.engine ?? "mock";
   }
 }

@@ -1,32 +1,72 @@
 /**
- * Feeds the pure predictor with what runs and waits now, and turns its answers into promises. Called by the
- * dispatcher within its turn, and by reads of the API between turns; changes nothing but the predictors.
+ * Feeds the pure predictor with what runs and waits now, turns its answers into promises, and tells it how they
+ * turned out. Called by the dispatcher within its turn, and by reads of the API between turns; changes nothing but
+ * the predictors. A promise costs O(slots + log queue): the queue is never walked.
+ *
+ * Always holds: a promise is scored once, and only by what the task was told at admission: the object that `ofNew`
+ * returned is the one that its record keeps. Tasks of an earlier process are not scored: nobody foresees a restart.
  */
+import { learnArrival, nothingOvertakes, overtakingOf } from "../domain/arrival-rate.ts";
 import { assert } from "../domain/assert.ts";
 import {
+  learnEnd,
+  learnMissedEnd,
+  scoreDeadline,
+  scoreMissedStart,
+  scoreStart,
+} from "../domain/calibration.ts";
+import { limits } from "../domain/limits.ts";
+import { type Estimate, lengthQuantile, remainingTokens } from "../domain/output-length.ts";
+import type { ReplicaSlots, SlotState } from "../domain/placement.ts";
+import {
+  basisOf,
   decodeTps,
-  expectedTokensOut,
+  earliestEndMs,
   learnAttempt,
+  learnSlotTime,
+  loadLeft,
   type PoolLoad,
   type Prediction,
+  type Promised,
   predict,
-  score,
-  serviceMs,
+  prefillMs,
+  scoresOf,
+  serviceTime,
+  singleStreamSpeed,
+  timeBetweenEndsMs,
 } from "../domain/predictor.ts";
-import { assess, type SchedulerState, slotsBusy } from "../domain/scheduler.ts";
-import type { Priority, TaskSpec } from "../domain/task.ts";
+import { restore, snapshotOf } from "../domain/predictor-snapshot.ts";
+import { type SchedulerState, slotsBusy } from "../domain/scheduler.ts";
+import type { TaskSpec } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
+import type { PoolPrediction } from "../ports/telemetry.ts";
 import type { Attempt } from "./attempt-runner.ts";
 import type { PoolRuntime, PoolRuntimes } from "./pool-runtime.ts";
 import type { AttemptResult, TaskRecord, TaskRegistry } from "./task-registry.ts";
 
-/** A place in an empty pool: what is left of a running task depends on nothing else. */
-const alreadyRunning: PoolLoad = { slotFreeInMs: [0], workAheadMs: 0, slotsExpected: 1 };
 const retryAfterMsMin = 100;
 /** Until an engine has freed a slot whose attempt was cut: milliseconds while decoding, up to a second before. */
-const releasingMs = 250;
+const releasing: Estimate = { mean: 250, variance: 250 ** 2 };
+const free: Estimate = { mean: 0, variance: 0 };
+/** The shortest time that a task may plausibly need: of all answers this share is shorter. */
+const leastLengthShare = 0.02;
+/** ... at a speed that is this much better than measured. */
+const leastTimeShare = 0.5;
+/** Share of tasks whose time on a slot stays below what is reserved: nine of ten. */
+const reserveSigmas = 1.2816;
+/** A deadline that is told as feasible is met as often as not. */
+const feasibleProbability = 0.5;
+
+interface Ahead {
+  readonly tasks: number;
+  readonly workMs: number;
+}
 
 export class Forecast {
+  private readonly promises = new WeakMap<Prediction, Promised>();
+  /** Busy slots of the replica when the task started there. */
+  private readonly busyAtStart = new Map<string, number>();
+
   constructor(
     private readonly clock: Clock,
     private readonly registry: TaskRegistry,
@@ -37,97 +77,309 @@ export class Forecast {
   /** What would be promised to such a task now. */
   ofNew(spec: TaskSpec): Prediction {
     const pool = this.pools.get(spec.poolId);
-    const { queuePosition } = assess(this.scheduler, spec.poolId, spec.priority);
-    const load = this.loadOf(pool, spec.priority);
-    return predict(pool.predictor, load, queuePosition, this.serviceOf(spec), spec.deadlineMs);
+    const ahead = this.aheadOfNew(spec);
+    const load = this.loadOf(pool, spec, ahead, 0);
+    const service = this.serviceWith(spec, this.concurrencyFor(pool, ahead));
+    const promised = predict(pool.predictor, spec.priority, load, ahead.tasks, service, spec.deadlineMs);
+    this.promises.set(promised.prediction, promised);
+    return promised.prediction;
   }
 
   /** What is expected of a task that waits or runs; null once it has ended. */
   ofLive(record: TaskRecord): Prediction | null {
     const { spec } = record;
-    const pool = this.pools.get(spec.poolId);
-    const sinceMs = this.clock.nowMs() - record.createdMs;
+    const pool = this.pools.find(spec.poolId);
+    if (pool === null) return null;
+    const nowMs = this.clock.nowMs();
+    const sinceMs = nowMs - record.createdMs;
     const deadlineLeftMs = spec.deadlineMs === null ? null : spec.deadlineMs - sinceMs;
     if (record.state === "running") {
-      const tokenMs = 1000 / decodeTps(pool.predictor, pool.spec.slots);
-      const leftMs = this.remainingMs(record, tokenMs, this.clock.nowMs());
-      return predict(pool.predictor, alreadyRunning, 0, leftMs, deadlineLeftMs);
+      const left = this.remaining(record, pool.spec.slots, nowMs);
+      return predict(pool.predictor, spec.priority, startsNow, 0, left, deadlineLeftMs).prediction;
     }
-    const position = this.scheduler.pools.get(spec.poolId)?.queue.positionOf(spec.taskId) ?? null;
-    if (position === null) return null;
-    const { queuePosition: all } = assess(this.scheduler, spec.poolId, spec.priority);
-    const load = this.loadOf(pool, spec.priority);
-    // The work ahead of a task in the middle is taken in proportion: its position is exact, its time an estimate.
-    const workAheadMs = all === 0 ? 0 : load.workAheadMs * Math.min(1, position / all);
-    return predict(pool.predictor, { ...load, workAheadMs }, position, this.serviceOf(spec), deadlineLeftMs);
+    const ahead = this.queueOf(pool).aheadOf(spec.taskId);
+    if (ahead === null) return null;
+    const load = this.loadOf(pool, spec, ahead, sinceMs);
+    const service = this.serviceWith(spec, this.concurrencyFor(pool, ahead));
+    return predict(pool.predictor, spec.priority, load, ahead.tasks, service, deadlineLeftMs).prediction;
   }
 
-  /** Expected time on a slot, milliseconds. */
+  /** Expected time on a slot of a busy replica, milliseconds. */
   serviceOf(spec: TaskSpec): number {
+    return this.serviceWith(spec, this.pools.get(spec.poolId).spec.slots).mean;
+  }
+
+  /** To reserve of a budget of time: nine of ten such tasks take less; never more than max_tokens take. */
+  reserveTimeMs(spec: TaskSpec): number {
     const { predictor, spec: pool } = this.pools.get(spec.poolId);
-    const tokensOut = spec.workload === "completion" ? this.tokensOutOf(spec) : 0;
-    return serviceMs(predictor, spec.tokensIn, tokensOut, pool.slots);
+    const { mean, variance } = this.serviceWith(spec, pool.slots);
+    const longest: Estimate = { mean: spec.workload === "completion" ? spec.maxTokens : 0, variance: 0 };
+    const atMost = serviceTime(predictor, promptOf(spec), longest, pool.slots).mean;
+    return Math.ceil(Math.min(mean + reserveSigmas * Math.sqrt(variance), Math.max(mean, atMost)));
+  }
+
+  /** What such a task needs on a slot even if all goes well; 0 while nothing was measured. */
+  leastServiceMs(spec: TaskSpec): number {
+    const { predictor } = this.pools.get(spec.poolId);
+    if (basisOf(predictor) !== "learned") return 0;
+    const completion = spec.workload === "completion";
+    const shortest = completion
+      ? (lengthQuantile(predictor.lengths, spec.maxTokens, leastLengthShare) ?? 1)
+      : 0;
+    // A prompt may be in the cache as a whole, whatever the others' were; not where the cache must not be used.
+    const cold = spec.kvHint === "cold" || spec.determinism === "strict";
+    const prefill = cold ? prefillMs(predictor, spec.tokensIn, spec.tokensInExact, 1) : 0;
+    return Math.floor(leastTimeShare * (prefill + (shortest * 1000) / decodeTps(predictor, 1)));
+  }
+
+  /** The deadline, in ms from now, that such a task would meet with this probability. */
+  earliestEndMs(spec: TaskSpec, probability = feasibleProbability): number {
+    const pool = this.pools.get(spec.poolId);
+    const ahead = this.aheadOfNew(spec);
+    const load = this.loadOf(pool, spec, ahead, 0);
+    const service = this.serviceWith(spec, this.concurrencyFor(pool, ahead));
+    return earliestEndMs(pool.predictor, spec.priority, load, service, probability);
   }
 
   tokensOutOf(spec: TaskSpec): number {
-    return expectedTokensOut(this.pools.get(spec.poolId).predictor, spec.maxTokens, spec.expectedTokens);
+    const { lengths } = this.pools.get(spec.poolId).predictor;
+    return Math.max(1, remainingTokens(lengths, spec.maxTokens, spec.expectedTokens, 0).mean);
   }
 
-  /** Time until a place is expected: the soonest end of what runs. */
+  /** Time until a place in the queue is expected: until the next of the waiting tasks starts. */
   retryAfterMs(poolId: string): number {
     const pool = this.pools.get(poolId);
-    const { slotFreeInMs } = this.loadOf(pool, "interactive");
-    const soonest = slotFreeInMs.length > 0 ? Math.min(...slotFreeInMs) : (pool.predictor.loadMs ?? 1000);
-    return Math.max(retryAfterMsMin, Math.round(soonest));
+    const { freeInMs } = this.slotsOf(pool, this.clock.nowMs());
+    return Math.max(retryAfterMsMin, Math.round(Math.min(...freeInMs)));
+  }
+
+  // ---- what happened ----
+
+  /** A task has been accepted into the queue. */
+  noteArrival(spec: TaskSpec): void {
+    if (spec.priority !== "interactive") return;
+    const { predictor } = this.pools.get(spec.poolId);
+    learnArrival(predictor.arrivals, this.serviceOf(spec), this.clock.nowMs());
+  }
+
+  /** For the first time. */
+  noteStarted(record: TaskRecord, nowMs: number): void {
+    const { spec, promise, createdMs, replicaId } = record;
+    const pool = this.pools.find(spec.poolId);
+    if (pool === null) return;
+    if (replicaId !== null)
+      this.busyAtStart.set(spec.taskId, slotsBusy(this.scheduler, spec.poolId, replicaId));
+    const promised = this.promises.get(promise);
+    if (promised === undefined || promise.queuePosition === 0) return;
+    const interval = {
+      lowMs: promise.startLowMs,
+      medianMs: promise.startMs,
+      highMs: promise.startHighMs,
+    };
+    scoreStart(pool.predictor.classes[spec.priority], promised.start, interval, nowMs - createdMs);
+  }
+
+  /** Its state is terminal. What was canceled says nothing: nobody knows when it would have ended. */
+  noteEnded(record: TaskRecord, nowMs: number): void {
+    const { spec, promise } = record;
+    this.busyAtStart.delete(spec.taskId);
+    const promised = this.promises.get(promise);
+    const pool = this.pools.find(spec.poolId);
+    if (promised === undefined || pool === null) return;
+    this.promises.delete(promise);
+    const code = record.error?.code ?? null;
+    const done = record.state === "done";
+    const missed = code === "DEADLINE_UNMET" || code === "WORKER_RESET" || code === "DECODE_TIMEOUT";
+    if (!done && !missed) return;
+    const calibration = pool.predictor.classes[spec.priority];
+    const tookMs = nowMs - record.createdMs;
+    const { deadlineMs } = spec;
+    if (deadlineMs !== null && promise.onTimeProbability !== null)
+      scoreDeadline(
+        calibration,
+        promised.end,
+        deadlineMs,
+        promise.onTimeProbability,
+        done && tookMs <= deadlineMs,
+      );
+    if (done) {
+      learnEnd(calibration, promised.end, tookMs);
+      if (record.attempts === 1 && record.startedMs !== null)
+        learnSlotTime(pool.predictor, promised.serviceMs, nowMs - record.startedMs);
+    } else if (code === "DEADLINE_UNMET") {
+      learnMissedEnd(calibration, promised.end, Math.max(tookMs, deadlineMs ?? 0));
+      const neverStarted = record.startedMs === null && promise.queuePosition > 0;
+      if (neverStarted && tookMs > promise.startHighMs) scoreMissedStart(calibration, promised.start, tookMs);
+    }
   }
 
   learn(attempt: Attempt, result: AttemptResult): void {
-    if (result.tokensOut === 0) return;
     const { pool, record, lease } = attempt;
-    const concurrency = Math.max(1, slotsBusy(this.scheduler, pool.id, lease.replicaId));
+    const { spec } = record;
+    const busy = Math.max(1, slotsBusy(this.scheduler, pool.id, lease.replicaId));
+    const atStart = this.busyAtStart.get(spec.taskId) ?? busy;
     learnAttempt(this.pools.get(pool.id).predictor, {
       ...result,
-      maxTokens: record.spec.maxTokens,
-      concurrency,
+      tokensInAdmitted: spec.tokensIn,
+      tokensInExact: spec.tokensInExact,
+      maxTokens: spec.workload === "completion" ? spec.maxTokens : null,
+      concurrency: (busy + Math.max(1, atStart)) / 2,
     });
   }
 
-  score(record: TaskRecord, endedMs: number): void {
-    score(this.pools.get(record.spec.poolId).predictor, record.promise.endMs, endedMs - record.createdMs);
-  }
+  // ---- what is known ----
 
   /** Tokens per second of a single stream, as measured; null until something was. */
   speed(poolId: string): { prefillTps: number | null; decodeTps: number | null } {
-    const { predictor } = this.pools.get(poolId);
-    const measured = predictor.decodeTps.some((tps) => tps !== null && tps !== undefined);
-    return { prefillTps: predictor.prefillTps, decodeTps: measured ? decodeTps(predictor, 1) : null };
+    return singleStreamSpeed(this.pools.get(poolId).predictor);
   }
 
-  private loadOf(pool: PoolRuntime, priority: Priority): PoolLoad {
+  /** What the promises of a pool stand on, and how they turned out. */
+  prediction(poolId: string): PoolPrediction {
+    const { predictor } = this.pools.get(poolId);
+    return { basis: basisOf(predictor), ...scoresOf(predictor) };
+  }
+
+  /** What was learnt of a pool, as plain JSON: for the model and the number of slots it was learnt with. */
+  snapshotOf(poolId: string): unknown {
+    const { spec, predictor } = this.pools.get(poolId);
+    return { modelRef: spec.modelRef, slots: spec.slots, predictor: snapshotOf(predictor) };
+  }
+
+  /** False: the snapshot is damaged or of another model, and nothing was taken from it. */
+  restore(poolId: string, snapshot: unknown): boolean {
+    const { spec, predictor } = this.pools.get(poolId);
+    const kept = snapshot as { modelRef?: unknown; slots?: unknown; predictor?: unknown } | null;
+    if (typeof kept !== "object" || kept === null) return false;
+    if (kept.modelRef !== spec.modelRef || kept.slots !== spec.slots) return false;
+    return restore(predictor, kept.predictor);
+  }
+
+  // ---- the load ----
+
+  private queueOf(pool: PoolRuntime) {
     const state = this.scheduler.pools.get(pool.spec.id);
     assert(state !== undefined, "a pool has its queue");
-    const slotFreeInMs: number[] = [];
-    const nowMs = this.clock.nowMs();
-    const tokenMs = 1000 / decodeTps(pool.predictor, pool.spec.slots);
-    for (const replica of state.replicas.values())
-      for (const slot of replica.slots)
-        slotFreeInMs.push(
-          slot.kind === "leased"
-            ? this.remainingMs(this.registry.get(slot.taskId), tokenMs, nowMs)
-            : slot.kind === "releasing"
-              ? releasingMs
-              : 0,
-        );
-    const { queue } = state;
-    const workAheadMs = queue.workMs("interactive") + (priority === "batch" ? queue.workMs("batch") : 0);
-    return { slotFreeInMs, workAheadMs, slotsExpected: pool.spec.slots * pool.spec.replicas };
+    return state.queue;
   }
 
-  /** Of a running task: what is left of its expected output, at the speed of a full replica. */
-  private remainingMs(record: TaskRecord, tokenMs: number, nowMs: number): number {
-    const tokensLeft = Math.max(1, record.expectedTokensOut - record.tokensOut);
-    if (record.tokensOut > 0) return tokensLeft * tokenMs;
-    const spentMs = nowMs - (record.startedMs ?? record.createdMs);
-    return Math.max(1, this.serviceOf(record.spec) - spentMs);
+  private aheadOfNew(spec: TaskSpec): Ahead {
+    const queue = this.queueOf(this.pools.get(spec.poolId));
+    return queue.ahead(spec.priority, spec.keyId, this.serviceOf(spec));
+  }
+
+  /** `waitedMs`: since it was accepted. */
+  private loadOf(pool: PoolRuntime, spec: TaskSpec, ahead: Ahead, waitedMs: number): PoolLoad {
+    const nowMs = this.clock.nowMs();
+    const { freeInMs, spreadMs } = this.slotsOf(pool, nowMs);
+    const queue = this.queueOf(pool);
+    const slots = freeInMs.length;
+    const load = { slotFreeInMs: freeInMs, slotSpreadMs: spreadMs };
+    const { batchMaxWaitMs } = this.scheduler.options;
+    if (spec.priority === "interactive") {
+      const oldest = queue.oldest("batch");
+      const aged = oldest !== null && nowMs - oldest.admittedMs >= batchMaxWaitMs;
+      // Aged batch tasks take one start of so many.
+      const byAged = aged ? Math.min(queue.workMs("batch"), ahead.workMs / (limits.agedStartEvery - 1)) : 0;
+      return {
+        ...load,
+        workAheadMs: ahead.workMs + byAged,
+        overtaking: nothingOvertakes,
+        agedInMs: null,
+      };
+    }
+    const stepMs = timeBetweenEndsMs(pool.predictor, this.serviceOf(spec), slots);
+    const agedStarts = limits.agedStartEvery * (queue.depth("batch") + 1);
+    return {
+      ...load,
+      workAheadMs: ahead.workMs,
+      overtaking: overtakingOf(pool.predictor.arrivals, slots, nowMs),
+      agedInMs: Math.max(0, batchMaxWaitMs - waitedMs) + agedStarts * stepMs,
+    };
+  }
+
+  /** Of the ready replicas; of all that are configured while none is ready. */
+  private slotsOf(pool: PoolRuntime, nowMs: number): { freeInMs: readonly number[]; spreadMs: number } {
+    const state = this.scheduler.pools.get(pool.spec.id);
+    assert(state !== undefined, "a pool has its queue");
+    const freeInMs: number[] = [];
+    let variance = 0;
+    for (const replica of state.replicas.values())
+      for (const left of this.replicaSlots(replica, nowMs)) {
+        freeInMs.push(left.mean);
+        variance += left.variance;
+      }
+    if (freeInMs.length > 0) return { freeInMs, spreadMs: Math.sqrt(variance) / freeInMs.length };
+    const sinceMs = pool.loadingSinceMs === null ? 0 : nowMs - pool.loadingSinceMs;
+    const { meanMs, spreadMs } = loadLeft(pool.predictor, sinceMs);
+    const slots = Math.max(1, pool.spec.slots * pool.spec.replicas);
+    return { freeInMs: new Array<number>(slots).fill(meanMs), spreadMs };
+  }
+
+  private replicaSlots(replica: ReplicaSlots, nowMs: number): Estimate[] {
+    const slots = replica.slots.map((slot) => this.slotLeft(slot, replica.slots.length, nowMs));
+    if (replica.exclusiveLeaseId === null) return slots;
+    // The task that has the replica for itself holds its free slots too.
+    const whole = slots.reduce((a, b) => (b.mean > a.mean ? b : a), free);
+    return slots.map(() => whole);
+  }
+
+  private slotLeft(slot: SlotState, slots: number, nowMs: number): Estimate {
+    if (slot.kind === "free") return free;
+    if (slot.kind === "releasing") return releasing;
+    const record = this.registry.find(slot.taskId);
+    return record === null ? releasing : this.remaining(record, slots, nowMs);
+  }
+
+  /** Of a running task: time to its end at the speed of a full replica. */
+  private remaining(record: TaskRecord, slots: number, nowMs: number): Estimate {
+    const { spec, tokensOut } = record;
+    if (tokensOut === 0 || spec.workload !== "completion") {
+      const whole = this.serviceWith(spec, slots);
+      const spentMs = nowMs - (record.startedMs ?? nowMs);
+      return { mean: Math.max(1, whole.mean - spentMs), variance: whole.variance };
+    }
+    const { predictor } = this.pools.get(spec.poolId);
+    const left = remainingTokens(predictor.lengths, spec.maxTokens, spec.expectedTokens, tokensOut);
+    const { mean, variance } = serviceTime(
+      predictor,
+      { tokensIn: 0, exact: true },
+      left,
+      streamsBeside(spec, slots),
+    );
+    return { mean: Math.max(1, mean), variance };
+  }
+
+  /** Streams on the replica that it will get: full while others wait, else those that run there and itself. */
+  private concurrencyFor(pool: PoolRuntime, ahead: Ahead): number {
+    const state = this.scheduler.pools.get(pool.spec.id);
+    let least = pool.spec.slots;
+    if (ahead.tasks > 0 || state === undefined) return least;
+    for (const replica of state.replicas.values()) least = Math.min(least, replica.busy + 1);
+    return least;
+  }
+
+  private serviceWith(spec: TaskSpec, concurrency: number): Estimate {
+    const { predictor } = this.pools.get(spec.poolId);
+    const length =
+      spec.workload === "completion"
+        ? remainingTokens(predictor.lengths, spec.maxTokens, spec.expectedTokens, 0)
+        : free;
+    return serviceTime(predictor, promptOf(spec), length, streamsBeside(spec, concurrency));
   }
 }
+
+/** A place in an empty pool: what is left of a running task depends on nothing else. */
+const startsNow: PoolLoad = {
+  slotFreeInMs: [0],
+  slotSpreadMs: 0,
+  workAheadMs: 0,
+  overtaking: nothingOvertakes,
+  agedInMs: null,
+};
+
+const promptOf = ({ tokensIn, tokensInExact }: TaskSpec) => ({ tokensIn, exact: tokensInExact });
+
+/** An exclusive task has none. */
+const streamsBeside = ({ determinism }: TaskSpec, concurrency: number): number =>
+  determinism === "strict" ? 1 : concurrency;

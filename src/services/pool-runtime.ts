@@ -3,7 +3,7 @@
  * totals. Owned by the dispatcher's turn; the forecast and the views of the API read it.
  */
 import { assert } from "../domain/assert.ts";
-import type { EngineIdentity, PoolSpec } from "../domain/pool.ts";
+import type { EngineIdentity, EngineKind, PoolSpec } from "../domain/pool.ts";
 import { createPredictor, type PredictorState } from "../domain/predictor.ts";
 import type { EngineClient } from "../ports/engine.ts";
 
@@ -47,6 +47,28 @@ export class PoolRuntimes {
         },
       ]),
     );
+  }
+
+  has(poolId: string): boolean {
+    return this.pools.has(poolId);
+  }
+
+  /** Null: the configuration names it no longer; tasks of an earlier run may. */
+  find(poolId: string): PoolRuntime | null {
+    return this.pools.get(poolId) ?? null;
+  }
+
+  /** Null: no such replica is ready. */
+  clientOf(replicaId: string): EngineClient | null {
+    for (const { ready } of this.pools.values()) {
+      const replica = ready.get(replicaId);
+      if (replica !== undefined) return replica.client;
+    }
+    return null;
+  }
+
+  engineOf(poolId: string): EngineKind {
+    return this.find(poolId)?.spec.engine ?? "llamacpp";
   }
 
   get(poolId: string): PoolRuntime {

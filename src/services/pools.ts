@@ -16,7 +16,7 @@ import {
   slotsServing,
 } from "../domain/pool-state.ts";
 import type { ReplicaControl } from "../ports/supervision.ts";
-import type { PoolGauges } from "../ports/telemetry.ts";
+import type { PoolGauges, PoolPrediction } from "../ports/telemetry.ts";
 
 /** The queues and leases, as the dispatcher knows them. Unknown ids have nothing queued and nothing busy. */
 export interface QueueView {
@@ -31,6 +31,7 @@ export interface QueueView {
 /** What the pools did since the daemon started. Speeds in tokens per second of one sequence. */
 export interface SpeedView {
   speed(poolId: string): { readonly prefillTps: number | null; readonly decodeTps: number | null };
+  prediction(poolId: string): PoolPrediction;
   totals(poolId: string): { readonly done: number; readonly failed: number; readonly tokensOut: number };
 }
 
@@ -96,6 +97,7 @@ export interface PoolHealth {
     readonly tasksDone: number;
     readonly tasksFailed: number;
     readonly tokensOut: number;
+    readonly prediction: PoolPrediction;
   };
   readonly lastError: ReplicaFailure | null;
 }
@@ -161,6 +163,7 @@ export class Pools {
         tasksDone: totals.done,
         tasksFailed: totals.failed,
         tokensOut: totals.tokensOut,
+        prediction: this.deps.speeds.prediction(id),
       },
       lastError: newestFailure(replicas),
     };
@@ -177,6 +180,7 @@ export class Pools {
         engineVersion: newestIdentity(replicas)?.engineVersion ?? null,
         ready: poolCondition(replicas).ready,
         queue: { interactive, batch },
+        prediction: this.deps.speeds.prediction(pool.id),
         replicas: replicas.map(({ replicaId, identity }) => {
           const used = kv.tokensInUse(replicaId);
           const known = used !== null && identity !== null;

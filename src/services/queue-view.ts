@@ -39,6 +39,17 @@ export class QueueView {
     return used;
   }
 
+  /** A slot of the pool was last used by the session: its context may still be there. */
+  holdsSession(poolId: string, sessionId: string): boolean {
+    for (const { slots } of this.scheduler.pools.get(poolId)?.replicas.values() ?? [])
+      if (slots.some((slot) => slot.sessionId === sessionId)) return true;
+    return false;
+  }
+
+  slotHolds(replicaId: string, slot: number, sessionId: string): boolean {
+    return this.find(replicaId)?.slots[slot]?.sessionId === sessionId;
+  }
+
   private find(replicaId: string): ReplicaSlots | null {
     for (const pool of this.scheduler.pools.values()) {
       const replica = pool.replicas.get(replicaId);

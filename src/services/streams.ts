@@ -8,7 +8,7 @@
  * One timer beats for all idle viewers.
  */
 import { OrchestratorError } from "../domain/errors.ts";
-import { heartbeatFrame } from "../domain/sse.ts";
+import { heartbeatFrame, retryFrame } from "../domain/sse.ts";
 import { isTerminal } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
 import type { Cursor } from "./event-log.ts";
@@ -54,17 +54,20 @@ interface Viewer {
 }
 
 const heartbeat = new TextEncoder().encode(heartbeatFrame);
+const retry = new TextEncoder().encode(retryFrame);
 
 export class Streams {
   private readonly viewers = new Set<Viewer>();
   private readonly perKey = new Map<string, number>();
   private readonly graces = new Map<string, Timer>();
   private beat: Timer | null = null;
+  private suspended = false;
 
   constructor(
     private readonly clock: Clock,
     private readonly options: StreamsOptions,
     private readonly cancel: (taskId: string, reason: CancelReason) => void,
+    private readonly noteWatched: (taskId: string) => void,
   ) {}
 
   get size(): number {
@@ -127,6 +130,20 @@ export class Streams {
     };
   }
 
+  /**
+   * The daemon stops: streams of live tasks end without a terminal event, after the hint that makes a client come
+   * back with Last-Event-ID; nobody's leaving counts any more.
+   */
+  suspend(): void {
+    this.suspended = true;
+    for (const viewer of this.viewers) viewer.cursor.wake();
+  }
+
+  /** A task of an earlier process: where it had viewers, they have the grace to come back. */
+  expect(record: TaskRecord): void {
+    if (record.watched && record.watchers === 0) this.armGrace(record);
+  }
+
   close(): void {
     this.beat?.cancel();
     this.beat = null;
@@ -139,7 +156,12 @@ export class Streams {
     while (viewer.open) {
       const beat = viewer.beatDue && !viewer.cursor.done ? heartbeat : null;
       const bytes = viewer.cursor.take() ?? beat;
-      if (bytes !== null) {
+      if (this.suspended && !viewer.record.log.sealed) {
+        this.leave(viewer);
+        sink.write(retry);
+        sink.flush();
+        sink.close();
+      } else if (bytes !== null) {
         viewer.active = bytes !== heartbeat;
         viewer.beatDue = false;
         const written = sink.write(bytes);
@@ -168,14 +190,22 @@ export class Streams {
 
   private arrived(record: TaskRecord): void {
     record.watchers++;
+    if (!record.watched) {
+      record.watched = true;
+      this.noteWatched(record.spec.taskId);
+    }
     this.graces.get(record.spec.taskId)?.cancel();
     this.graces.delete(record.spec.taskId);
   }
 
   private departed(record: TaskRecord): void {
     record.watchers--;
+    if (record.watchers === 0) this.armGrace(record);
+  }
+
+  private armGrace(record: TaskRecord): void {
     const { taskId, onDisconnect } = record.spec;
-    if (record.watchers > 0 || onDisconnect === "continue" || isTerminal(record.state)) return;
+    if (this.suspended || onDisconnect === "continue" || isTerminal(record.state)) return;
     const timer = this.clock.setTimer(this.options.disconnectGraceMs, () => {
       this.graces.delete(taskId);
       if (!isTerminal(record.state)) this.cancel(taskId, "disconnect");

@@ -12,6 +12,7 @@ import { limits } from "../domain/limits.ts";
 import type { Prediction } from "../domain/predictor.ts";
 import { isTerminal, type TaskSpec, type TaskState } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
+import type { StoredTask } from "../ports/task-store.ts";
 import { type LogAccount, TaskLog } from "./event-log.ts";
 
 /** What an attempt brought: what the terminal event tells and the predictor learns from. */
@@ -50,6 +51,8 @@ export interface TaskRecord {
   error: { readonly code: ErrorCode; readonly message: string } | null;
   /** Viewers that count for on_disconnect. */
   watchers: number;
+  /** There was one. */
+  watched: boolean;
 }
 
 export interface ListQuery {
@@ -66,6 +69,7 @@ const pruneEveryMs = 60_000;
 
 export class TaskRegistry {
   private readonly records = new Map<string, TaskRecord>();
+  private readonly living = new Set<TaskRecord>();
   /** Ended tasks in the order of their end, from `endedHead` on. */
   private readonly ended: TaskRecord[] = [];
   private endedHead = 0;
@@ -84,8 +88,8 @@ export class TaskRegistry {
     return this.ordinals;
   }
   /** Not terminal. */
-  get live(): number {
-    return this.records.size - this.endedCount;
+  get liveCount(): number {
+    return this.living.size;
   }
 
   find(taskId: string): TaskRecord | null {
@@ -99,12 +103,22 @@ export class TaskRegistry {
   }
 
   add(spec: TaskSpec, promise: Prediction, expectedTokensOut: number, nowMs: number): TaskRecord {
+    return this.put(++this.ordinals, spec, promise, expectedTokensOut, nowMs);
+  }
+
+  private put(
+    ordinal: number,
+    spec: TaskSpec,
+    promise: Prediction,
+    expectedTokensOut: number,
+    createdMs: number,
+  ): TaskRecord {
     assert(!this.records.has(spec.taskId), `task ${spec.taskId} has one record`);
     const record: TaskRecord = {
       spec,
-      ordinal: ++this.ordinals,
+      ordinal,
       log: new TaskLog(this.account),
-      createdMs: nowMs,
+      createdMs,
       promise,
       expectedTokensOut,
       state: "queued",
@@ -120,14 +134,39 @@ export class TaskRegistry {
       finishReason: null,
       error: null,
       watchers: 0,
+      watched: false,
     };
     this.records.set(spec.taskId, record);
+    this.living.add(record);
     return record;
+  }
+
+  /** Ordinals go on where the last process stopped. */
+  continueAfter(ordinal: number): void {
+    assert(this.records.size === 0, "before the first record");
+    this.ordinals = ordinal;
+  }
+
+  /** A live task of an earlier process: it waits again. */
+  restore({ ordinal, spec, createdMs, promise, expectedTokensOut, watched }: StoredTask): TaskRecord {
+    assert(ordinal <= this.ordinals, "a stored task was counted");
+    const record = this.put(ordinal, spec, promise, expectedTokensOut, createdMs);
+    record.watched = watched;
+    return record;
+  }
+
+  /** It was never accepted after all. */
+  discard(record: TaskRecord): void {
+    assert(record.log.viewers === 0, "nobody looks at what was never accepted");
+    this.records.delete(record.spec.taskId);
+    this.living.delete(record);
+    record.log.release();
   }
 
   /** The record has reached its terminal state; the oldest ended ones make room. */
   noteEnded(record: TaskRecord, nowMs: number): void {
     assert(isTerminal(record.state) && record.log.sealed, "an ended task is sealed");
+    this.living.delete(record);
     record.spec = withoutInput(record.spec);
     this.ended.push(record);
     this.endedBytes += keptBytes(record);
@@ -181,10 +220,10 @@ export class TaskRegistry {
     this.endedHead = 0;
   }
 
-  /** Newest first. */
-  list(query: ListQuery): TaskRecord[] {
+  /** Of those that have not ended, newest first. */
+  listLive(query: ListQuery): TaskRecord[] {
     const found: TaskRecord[] = [];
-    for (const record of this.records.values()) {
+    for (const record of this.living) {
       if (query.before !== null && record.ordinal >= query.before) break;
       if (query.keyId !== null && record.spec.keyId !== query.keyId) continue;
       if (query.state !== null && record.state !== query.state) continue;
@@ -192,6 +231,11 @@ export class TaskRegistry {
       found.push(record);
     }
     return found.slice(-query.limit).reverse();
+  }
+
+  /** Not ended, in the order of admission. */
+  *live(): Generator<TaskRecord> {
+    yield* this.living;
   }
 
   *all(): Generator<TaskRecord> {

@@ -4,8 +4,10 @@
  */
 import type { OrchestratorError } from "../domain/errors.ts";
 import type { EngineKind } from "../domain/pool.ts";
+import type { Command } from "../domain/scheduler-protocol.ts";
 import type { TerminalState } from "../domain/task.ts";
 import type { EngineLabels, Log, Metrics } from "../ports/telemetry.ts";
+import type { PlacementNote } from "./mailbox.ts";
 import type { TaskRecord } from "./task-registry.ts";
 
 export class TaskTelemetry {
@@ -14,13 +16,15 @@ export class TaskTelemetry {
     private readonly metrics: Metrics,
   ) {}
 
-  admitted(record: TaskRecord, engine: EngineKind): void {
+  admitted(record: TaskRecord, engine: EngineKind, placement: PlacementNote): void {
     const { promise, spec } = record;
     this.metrics.taskEnqueued({ ...labels(record, engine), priority: spec.priority });
+    this.metrics.placement("placed", spec.pinned, placement.fallback, placement.candidates);
     this.log.info("task_admitted", {
       ...fields(record, engine),
       priority: spec.priority,
       workload: spec.workload,
+      placement: placement.why,
       human:
         promise.queuePosition === 0
           ? `accepted, expected to start ${promise.startMs === 0 ? "at once" : `in ${promise.startMs} ms`}`
@@ -33,15 +37,20 @@ export class TaskTelemetry {
     if (error.policyLabel !== undefined) this.metrics.backpressure({ engine, policy: error.policyLabel });
   }
 
-  started(record: TaskRecord, engine: EngineKind, replicaId: string, slot: number, candidates: number): void {
+  started(
+    record: TaskRecord,
+    engine: EngineKind,
+    { lease, candidates, why }: Extract<Command, { type: "start_attempt" }>,
+  ): void {
     const { priority } = record.spec;
+    const { replicaId, slot } = lease;
     this.metrics.taskStarted({ ...labels(record, engine), replicaId, priority });
-    this.metrics.placement("placed", record.spec.pinned, false, candidates);
     this.log.info("task_started", {
       ...fields(record, engine),
       attempt: record.attempts,
       slot,
       candidates,
+      why: `${why.rule}; replica by ${why.replica}, slot by ${why.slot}${why.held ? ", held for its session" : ""}`,
       human: `attempt ${record.attempts} starts on ${replicaId}, slot ${slot}; ${candidates} with room`,
     });
   }

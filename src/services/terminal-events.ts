@@ -8,13 +8,17 @@ import type { EngineKind } from "../domain/pool.ts";
 import type { AttemptResult, TaskRecord } from "./task-registry.ts";
 
 /** Who canceled; also the `reason` of tasks_canceled_total. */
-export type CancelReason = "client" | "disconnect";
+export type CancelReason = "client" | "disconnect" | "session" | "storage";
 
-export function canceledMessage(reason: string): string {
-  return reason === "disconnect"
-    ? "canceled because its last viewer left: submit with on_disconnect continue to keep it running"
-    : "canceled on request";
-}
+const canceledMessages: Readonly<Record<CancelReason, string>> = {
+  client: "canceled on request",
+  disconnect: "canceled because its last viewer left: submit with on_disconnect continue to keep it running",
+  session: "canceled because its session was deleted",
+  storage: "canceled because it could not be stored: nobody was told that it was accepted",
+};
+
+export const canceledMessage = (reason: string): string =>
+  canceledMessages[reason as CancelReason] ?? canceledMessages.client;
 
 export function endEvent(
   record: TaskRecord,

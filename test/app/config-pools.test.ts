@@ -1,5 +1,6 @@
 /** Keys and pools as the configuration names them, and the pools that a models folder makes (ORCHD-CLI-2). */
 import { describe, expect, test } from "bun:test";
+import { allowancesOf } from "../../src/app/config-keys.ts";
 import { renderConfig } from "../../src/app/config-render.ts";
 import { limits } from "../../src/domain/limits.ts";
 import {
@@ -22,7 +23,15 @@ describe("keys", () => {
     const list = `{ id: a, sha256: "${digest.toUpperCase()}", admin: true }, { id: ci, file: ci.key, rate: { per_second: 2, burst: 4 } }`;
     const { auth } = compiled(keys(list), { env, disk });
     expect(auth.keys).toEqual([
-      { keyId: "a", sha256: digest, from: "sha256", filePath: null, admin: true, rate: null },
+      {
+        keyId: "a",
+        sha256: digest,
+        from: "sha256",
+        filePath: null,
+        admin: true,
+        rate: null,
+        budget: null,
+      },
       {
         keyId: "ci",
         sha256: "9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f",
@@ -30,8 +39,23 @@ describe("keys", () => {
         filePath: "/etc/orchestratord/ci.key",
         admin: false,
         rate: { perSecond: 2, burst: 4 },
+        budget: null,
       },
-      expect.objectContaining({ keyId: "env", from: "env", admin: true }),
+      expect.objectContaining({ keyId: "env", from: "env", admin: true, budget: null }),
+    ]);
+  });
+
+  test("with a budget for a window of time: what is not named is not bounded", () => {
+    const budgets = "budget: { tokens: 1000, cost: 0.5, window_ms: 3600000 }";
+    const list = `{ id: a, sha256: ${digest}, ${budgets} }, { id: b, file: /b, budget: null }`;
+    const { auth } = compiled(keys(list), {
+      disk: { "/b": "0123456789abcdef" },
+      env: { ORCHD_API_KEY: "from-the-environment" },
+    });
+    const budget = { tokens: 1000, timeMs: null, cost: 0.5, windowMs: 3_600_000 };
+    expect(auth.keys.map((key) => key.budget)).toEqual([budget, null, null]);
+    expect([...allowancesOf(auth.keys)]).toEqual([
+      ["a", { budget: { tokens: 1000, timeMs: null, cost: 0.5 }, windowMs: 3_600_000 }],
     ]);
   });
 
@@ -46,6 +70,26 @@ describe("keys", () => {
       "the placeholder",
       '{ id: a, sha256: "REPLACE-WITH-THE-SHA256-OF-YOUR-KEY" }',
       "expected the SHA-256 of your key as 64 hexadecimal digits",
+    ],
+    [
+      "a budget without its window",
+      `{ id: a, sha256: "${digest}", budget: { tokens: 5 } }`,
+      "auth.keys[0].budget.window_ms: missing, expected an integer from 1000 to 2678400000",
+    ],
+    [
+      "a budget of a window that is too long",
+      `{ id: a, sha256: "${digest}", budget: { tokens: 5, window_ms: 2678400001 } }`,
+      "auth.keys[0].budget.window_ms: found 2678400001, expected an integer from 1000 to 2678400000",
+    ],
+    [
+      "a budget that bounds nothing",
+      `{ id: a, sha256: "${digest}", budget: { tokens: null, window_ms: 1000 } }`,
+      "auth.keys[0].budget: found none of tokens, time_ms and cost, expected at least one",
+    ],
+    [
+      "a misspelt budget",
+      `{ id: a, sha256: "${digest}", budget: { time: 5, window_ms: 1000 } }`,
+      "auth.keys[0].budget.time: unknown key; did you mean time_ms?",
     ],
     ["neither", "{ id: a }", "found neither of sha256 and file"],
     ["both", `{ id: a, sha256: "${digest}", file: /k }`, "found both of sha256 and file"],
@@ -103,6 +147,9 @@ describe("pools", () => {
         env: {},
         preload: true,
         queueCapacity: 256,
+        fullPolicy: "reject",
+        price: { per1kTokensIn: 0, per1kTokensOut: 0 },
+        devices: [],
         timeouts: { loadMs: 120_000, firstTokenMs: 60_000, interTokenMs: 20_000, stopGraceMs: 5_000 },
         samplerProfileVersion: "v1",
         workloads: ["rerank"],
@@ -116,6 +163,19 @@ describe("pools", () => {
     const config = compiled(pool("workloads: [embedding]"), { readModelKind: () => ["rerank"] });
     expect(config.pools[0]?.workloads).toEqual(["embedding"]);
     expect(compiled(pool("slots: 1")).pools[0]?.workloads).toEqual(["completion"]);
+  });
+
+  test("a policy for a full queue, and a price", () => {
+    const policies = ["reject", "drop-lru", "shed-low-priority"] as const;
+    for (const policy of policies) {
+      const config = compiled(mockPool(`queue: { full_policy: ${policy} }`));
+      expect(config.pools[0]?.fullPolicy).toBe(policy);
+      expect(config.pools[0]?.queueCapacity).toBe(256);
+    }
+    const priced = compiled(mockPool("price: { per_1k_tokens_out: 0.25 }")).pools[0];
+    expect(priced?.price).toEqual({ per1kTokensIn: 0, per1kTokensOut: 0.25 });
+    const demo = compiled(null, { env: { PATH: "" } }).pools[0];
+    expect([demo?.fullPolicy, demo?.price]).toEqual(["reject", { per1kTokensIn: 0, per1kTokensOut: 0 }]);
   });
 
   test("a mock pool with faults", () => {

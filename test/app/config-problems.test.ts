@@ -114,6 +114,52 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
     ],
     ["half of TLS", "tls: { cert: /c }", "F:1:1: tls: found one of cert and key, expected both or neither"],
     [
+      "an unknown order",
+      "admission: { fair: per_key }",
+      'F:1:20: admission.fair: found "per_key", expected fifo or per-key',
+    ],
+    [
+      "a session that ends at once",
+      "sessions:\n  ttl_ms: 0",
+      `F:2:11: sessions.ttl_ms: found 0, expected an integer from 1000 to ${limits.deadlineMsMax}`,
+    ],
+    [
+      "a session without turns",
+      "sessions: { max_turns: 0 }",
+      "F:1:24: sessions.max_turns: found 0, expected an integer from 1 to 1000000",
+    ],
+    [
+      "a misspelt bound",
+      "sessions: { budget: { token: 5 } }",
+      "F:1:23: sessions.budget.token: unknown key; did you mean tokens?",
+    ],
+    [
+      "a budget of nothing",
+      "sessions: { budget: { tokens: 0 } }",
+      `F:1:31: sessions.budget.tokens: found 0, expected an integer from 1 to ${limits.budgetTokensMax} or null`,
+    ],
+    [
+      "a negative cost",
+      "sessions: { budget: { cost: -0.5 } }",
+      `F:1:29: sessions.budget.cost: found -0.5, expected a number from 0 to ${limits.budgetCostMax} or null`,
+    ],
+    [
+      "no truth value",
+      "tasks: { cut_at_deadline: maybe }",
+      'F:1:27: tasks.cut_at_deadline: found "maybe", expected true or false',
+    ],
+    [
+      "an unknown durability",
+      "storage:\n  durability: none",
+      'F:2:15: storage.durability: found "none", expected power or process',
+    ],
+    [
+      "an unknown key of the storage",
+      "storage: { durabilty: power }",
+      "F:1:12: storage.durabilty: unknown key; did you mean durability?",
+    ],
+    ["a storage that is no map", "storage: power", 'F:1:10: storage: found "power", expected a map or null'],
+    [
       "a missing engine",
       "engines: { llamacpp: { bin: /nope } }\nmodels: { dir: /models }",
       "llama-server: /nope is not an executable file; install llama.cpp, or name its llama-server with --engine-bin or ORCHD_LLAMA_SERVER",
@@ -207,6 +253,21 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
       pool("env: { A-B: x }"),
       'pools[0].env.A-B: found the name "A-B", expected letters, digits and _',
     ],
+    [
+      "an unknown policy",
+      mockPool("queue: { full_policy: drop }"),
+      'pools[0].queue.full_policy: found "drop", expected reject, drop-lru or shed-low-priority',
+    ],
+    [
+      "a negative price",
+      mockPool("price: { per_1k_tokens_in: -1 }"),
+      "pools[0].price.per_1k_tokens_in: found -1, expected a number from 0 to 100000",
+    ],
+    [
+      "a price of something else",
+      mockPool("price: { per_1k_tokens: 1 }"),
+      "pools[0].price.per_1k_tokens: unknown key; did you mean per_1k_tokens_in?",
+    ],
     ["a variable that is a number", pool("env: { A: 1 }"), "pools[0].env.A: found 1, expected a text"],
   ];
   test.each(pools)("pools: %s", (_, text, part) => {
@@ -218,21 +279,15 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
   const later = [
     pool("preempt: true"),
     pool("idle_unload_ms: 1000"),
-    pool("queue: { full_policy: drop-lru }"),
     pool("devices: [0]"),
-    pool("price: { per_1k_tokens_in: 1 }"),
     pool("engine: openai"),
     pool("sampler_profile_version: v2"),
-    "storage: { durability: process }",
     "artifacts: { root: /x }",
     "artifacts: { max_bytes: 1 }",
-    "sessions: { ttl_ms: 1 }",
-    "sessions: { budget: { tokens: 5 } }",
     "telemetry: { otlp_endpoint: 'http://x' }",
     "models: { fetch: { enabled: true } }",
     "models: { fetch: { allow_hosts: [huggingface.co] } }",
     "models: { trust: strict }",
-    "admission: { fair: per-key }",
     "streaming: { microbatch_ms: 5 }",
     "limits: { artifact_bytes: 1 }",
   ];
@@ -249,15 +304,11 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
     const neutral = [
       "storage: null",
       "limits: { artifact_bytes: 8388608 }",
-      "sessions: { ttl_ms: 600000, max_turns: 8, budget: { tokens: null, time_ms: null, cost: null } }",
       "artifacts: { root: null, max_bytes: 10737418240, max_age_days: null, s3: null }",
       "models: { dir: /models, fetch: { enabled: false, allow_hosts: [] }, trust: permissive }",
       "telemetry: { otlp_endpoint: null }",
-      "admission: { fair: fifo }",
       "streaming: { microbatch_ms: 0 }",
-      pool(
-        "devices: [], idle_unload_ms: null, price: { per_1k_tokens_in: 0 }, preempt: false, queue: { full_policy: reject }",
-      ),
+      pool("devices: [], idle_unload_ms: null, preempt: false"),
     ].join("\n");
     expect(problemsOf(neutral)).toEqual([]);
   });

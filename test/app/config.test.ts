@@ -13,6 +13,7 @@ import {
   diskOf,
   lines,
   machine,
+  mockPool,
   pool,
   problemsOf,
   valid,
@@ -154,6 +155,60 @@ describe("addresses", () => {
   });
 });
 
+describe("sections that hold for every pool", () => {
+  const facts = ({ admission, sessions, tasks, storage }: Config) => ({
+    fair: admission.fair,
+    sessions,
+    cut: tasks.cutAtDeadline,
+    durability: storage.durability,
+  });
+  const none = { tokens: null, timeMs: null, cost: null };
+  const defaults = {
+    fair: "fifo",
+    sessions: { ttlMs: 600_000, turnsMax: 8, budget: none },
+    cut: false,
+    durability: "power",
+  } as const;
+
+  test.each([
+    ["without a file", null],
+    ["with empty sections", "admission: {}\nsessions: {}\ntasks: {}\nstorage: {}"],
+    ["with a storage that is null", "storage: null"],
+    ["with the defaults spelt out", "sessions: { budget: { tokens: null } }\nstorage: { durability: power }"],
+  ])("their defaults %s", (_, text) => {
+    expect(facts(compiled(text))).toEqual(defaults);
+  });
+
+  test("what the file says of them", () => {
+    const text = [
+      "admission: { fair: per-key }",
+      "sessions: { ttl_ms: 1000, max_turns: 1, budget: { tokens: 7, time_ms: 8, cost: 0.5 } }",
+      "tasks: { cut_at_deadline: true }",
+      "storage: { durability: process }",
+    ].join("\n");
+    expect(facts(compiled(text))).toEqual({
+      fair: "per-key",
+      sessions: { ttlMs: 1000, turnsMax: 1, budget: { tokens: 7, timeMs: 8, cost: 0.5 } },
+      cut: true,
+      durability: "process",
+    });
+  });
+
+  test("a budget of cost where nothing has a price is a warning", () => {
+    const costly = `sessions: { budget: { cost: 1 } }
+auth: { keys: [{ id: a, sha256: ${digest}, budget: { cost: 1, window_ms: 1000 } }] }
+`;
+    const free = compileText(costly + mockPool("slots: 1"));
+    expect(free.ok && free.warnings).toEqual([
+      "the budget of cost for sessions, the key a bounds nothing: every pool's price is 0",
+    ]);
+    const priced = compileText(costly + mockPool("price: { per_1k_tokens_out: 1 }"));
+    expect(priced.ok && priced.warnings).toEqual([]);
+    const uncosted = compileText("sessions: { budget: { tokens: 1 } }");
+    expect(uncosted.ok && uncosted.warnings).toEqual([]);
+  });
+});
+
 test("the Config is frozen all the way down", () => {
   const seen: unknown[] = [];
   const visit = (value: unknown): void => {
@@ -170,13 +225,16 @@ test("what --check-config prints is the same configuration again", () => {
   const disk = { "/c": "c", "/k": "k", "/key": "0123456789abcdef", "/bin/tool": "#!" };
   const text = `
 addr: "[::1]:0"
-auth: { mode: off, keys: [{ id: f, file: /key, rate: { per_second: 0.5, burst: 1 } }] }
+auth: { mode: off, keys: [{ id: f, file: /key, rate: { per_second: 0.5, burst: 1 }, budget: { time_ms: 9, window_ms: 2000 } }] }
 tls: { cert: /c, key: /k }
-admission: { default_deadline_ms: 5 }
+admission: { default_deadline_ms: 5, fair: per-key }
+sessions: { ttl_ms: 5000, max_turns: 3, budget: { tokens: 10, cost: 0.25 } }
+tasks: { cut_at_deadline: true }
+storage: { durability: process }
 models: { dir: /models, roots: [/models/a] }
 engines: { llamacpp: { bin: tool } }
 pools:
-  - { id: a, model: chat.gguf, args: [-ngl, "99"], ctx: 512, queue: { capacity: 7 }, timeouts: { load_ms: 9 } }
+  - { id: a, model: chat.gguf, args: [-ngl, "99"], ctx: 512, queue: { capacity: 7, full_policy: drop-lru }, price: { per_1k_tokens_in: 0.5, per_1k_tokens_out: 2 }, timeouts: { load_ms: 9 } }
   - { id: b, engine: mock, model: mock:words, workloads: [rerank, embedding], mock: { faults: [{ kind: late, delay_ms: 4 }] } }
 `;
   const config = compiled(text, { disk });

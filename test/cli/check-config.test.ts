@@ -33,7 +33,7 @@ describe("--check-config", () => {
   test("a valid file: what is in force on stdout, exit 0", async () => {
     const config = write(
       "valid.yaml",
-      `addr: 127.0.0.1:9\nauth: { keys: [{ id: a, sha256: ${"ab".repeat(32)} }] }\npools: [{ id: a, engine: mock, model: mock:words }]\n`,
+      `addr: 127.0.0.1:9\nauth: { keys: [{ id: a, sha256: ${"ab".repeat(32)}, budget: { tokens: 9, window_ms: 1000 } }] }\npools: [{ id: a, engine: mock, model: mock:words }]\n`,
     );
     const { stdout, stderr, code } = await orchestratord(
       ["--check-config", "--config", config, "--log-level", "warn"],
@@ -51,11 +51,23 @@ describe("--check-config", () => {
       auth: {
         mode: "required",
         keys: [
-          { id: "a", sha256: "(not shown)" },
-          { id: "env", admin: true },
+          { id: "a", sha256: "(not shown)", budget: { tokens: 9, cost: null, window_ms: 1000 } },
+          { id: "env", admin: true, budget: null },
         ],
       },
-      pools: [{ id: "a", engine: "mock", slots: 4 }],
+      admission: { fair: "fifo" },
+      sessions: { ttl_ms: 600_000, max_turns: 8, budget: { tokens: null, time_ms: null, cost: null } },
+      tasks: { cut_at_deadline: false },
+      storage: { durability: "power" },
+      pools: [
+        {
+          id: "a",
+          engine: "mock",
+          slots: 4,
+          queue: { full_policy: "reject" },
+          price: { per_1k_tokens_in: 0, per_1k_tokens_out: 0 },
+        },
+      ],
     });
     expect(stdout).not.toContain("abab");
     expect(stdout).not.toContain("the-key-of-the-environment");

@@ -9,6 +9,7 @@ import { Elysia } from "elysia";
 import { capabilitiesRoutes } from "../../src/api/capabilities.ts";
 import { observabilityRoutes } from "../../src/api/observability.ts";
 import { poolsRoutes } from "../../src/api/pools.ts";
+import { RequestContexts } from "../../src/api/request-context.ts";
 import { Capabilities as CapabilitiesModel } from "../../src/api/schema/capabilities.ts";
 import { Healthz, Readyz } from "../../src/api/schema/ops.ts";
 import { PoolHealth, PoolList } from "../../src/api/schema/pools.ts";
@@ -22,6 +23,14 @@ import { failure, identity, poolSpec, ShownReplicas, snapshot } from "../support
 import { VirtualClock } from "../support/virtual-clock.ts";
 
 let refusal: OrchestratorError | null = null;
+const unscored = {
+  startsScored: 0,
+  intervalCoverage: null,
+  deadlinesScored: 0,
+  brierScore: null,
+  baseRateBrierScore: null,
+};
+const contexts = new RequestContexts();
 const specs = [
   poolSpec({ id: "chat" }),
   poolSpec({ id: "llama", engine: "llamacpp", modelRef: "file:/m/a.gguf", ctx: null }),
@@ -36,6 +45,7 @@ const pools = new Pools({
   speeds: {
     speed: () => ({ prefillTps: null, decodeTps: 12.5 }),
     totals: () => ({ done: 1, failed: 2, tokensOut: 3 }),
+    prediction: () => ({ basis: "assumed", interactive: unscored, batch: unscored }),
   },
 });
 const app = new Elysia({ normalize: false })
@@ -44,7 +54,7 @@ const app = new Elysia({ normalize: false })
     set.status = error.status;
     return { code: error.code };
   })
-  .use(poolsRoutes({ pools }))
+  .use(poolsRoutes({ pools, contexts }))
   .use(
     capabilitiesRoutes({
       capabilities: new Capabilities({
@@ -66,7 +76,11 @@ const app = new Elysia({ normalize: false })
     }),
   );
 
-const get = (path: string) => app.handle(new Request(`http://localhost${path}`));
+function get(path: string, admin = true): Promise<Response> {
+  const request = new Request(`http://localhost${path}`);
+  contexts.set(request, { correlationId: "c", receivedMs: 0, keyId: "k", admin });
+  return app.handle(request);
+}
 async function bodyOf<M extends TSchema>(path: string, model: M, status = 200): Promise<Static<M>> {
   const response = await get(path);
   expect(response.status).toBe(status);
@@ -99,6 +113,14 @@ describe("answers fit their wire models", () => {
       at_ms: 1000,
     });
     expect(llama.replicas[0]?.last_error).toEqual(llama.last_error);
+  });
+
+  test("GET /v1/pools/:id/health shows the engine's last log lines to an admin only", async () => {
+    const body = (await (await get("/v1/pools/llama/health", false)).json()) as {
+      last_error: { log_tail: string[] };
+      replicas: { last_error: { log_tail: string[] } }[];
+    };
+    expect([body.last_error, body.replicas[0]?.last_error].map((e) => e?.log_tail)).toEqual([[], []]);
   });
 
   test("GET /v1/capabilities", async () => {

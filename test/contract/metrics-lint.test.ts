@@ -40,6 +40,8 @@ const sources = (more: Partial<MetricsSources> = {}): MetricsSources => ({
   models: () => [{ modelId: "mock:words", state: "Active" }],
   eventLogs: () => ({ count: 7, bytes: 4242 }),
   viewers: () => 3,
+  sessions: () => 2,
+  storeBytes: () => 4096,
   loopLagMs: () => 0.25,
   ...more,
 });
@@ -55,6 +57,9 @@ function use(metrics: PromMetrics): void {
   metrics.taskEnqueued({ ...labels, priority: "interactive" });
   metrics.taskStarted({ ...labels, priority: "interactive" });
   metrics.placement("placed", false, false, 2);
+  metrics.sessionTurn();
+  metrics.sessionEvicted("ttl");
+  metrics.budgetRefused("tokens");
   metrics.firstToken({ ...labels, priority: "interactive" }, 120);
   metrics.decode({ ...labels, priority: "interactive" }, 1800);
   metrics.tokens(labels, 10, 20);

@@ -1,21 +1,29 @@
-/** What a pool is expected to do: start times against brute force, probabilities, what it learns and how fast. */
+/** What a pool is expected to do: start times against brute force, intervals, probabilities, and what it learns. */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
+import { nothingOvertakes } from "../../src/domain/arrival-rate.ts";
+import { learnEnd, residualOf, scoreStart, timeAt } from "../../src/domain/calibration.ts";
+import { lengthQuantile, remainingTokens } from "../../src/domain/output-length.ts";
 import {
   type Attempted,
+  basisOf,
   createPredictor,
   decodeTps,
-  expectedTokensOut,
+  earliestEndMs,
   learnAttempt,
   learnWarmUp,
+  loadLeft,
   type PoolLoad,
+  type PredictorState,
   predict,
-  score,
-  serviceMs,
+  prefillMs,
+  singleStreamSpeed,
 } from "../../src/domain/predictor.ts";
 
 const attempted = (more: Partial<Attempted> = {}): Attempted => ({
   tokensIn: 100,
+  tokensInAdmitted: 100,
+  tokensInExact: true,
   tokensCached: 0,
   tokensOut: 101,
   promptMs: 50,
@@ -25,12 +33,18 @@ const attempted = (more: Partial<Attempted> = {}): Attempted => ({
   ...more,
 });
 
-const startOf = (load: PoolLoad): number => predict(createPredictor(), load, 0, 0, null).startMs;
-const loadOf = (slotFreeInMs: number[], workAheadMs: number): PoolLoad => ({
+const loadOf = (slotFreeInMs: readonly number[], workAheadMs: number): PoolLoad => ({
   slotFreeInMs,
+  slotSpreadMs: 0,
   workAheadMs,
-  slotsExpected: 1,
+  overtaking: nothingOvertakes,
+  agedInMs: null,
 });
+const service = (mean: number) => ({ mean, variance: 0 });
+const told = (state: PredictorState, load: PoolLoad, serviceMs: number, deadlineMs: number | null) =>
+  predict(state, "batch", load, 1, service(serviceMs), deadlineMs).prediction;
+const startOf = (load: PoolLoad) =>
+  predict(createPredictor(), "batch", load, 1, service(0), null).start.meanMs;
 
 /** Real slots, real tasks: each goes to the slot that is free first. When would the next one start? */
 function listStart(free: readonly number[], tasks: readonly number[]): number {
@@ -42,14 +56,13 @@ function listStart(free: readonly number[], tasks: readonly number[]): number {
   return Math.min(...slots);
 }
 
-describe("the start of a task", () => {
+describe("the expected start", () => {
   const rows: [free: number[], ahead: number, startMs: number][] = [
     [[0], 0, 0],
     [[7], 0, 7],
     [[30, 10, 20], 0, 10],
     [[10], 5, 15],
     [[5, 10], 3, 8],
-    [[5, 10], 5, 10],
     [[5, 10], 7, 11],
     [[0, 0, 0, 0], 100, 25],
   ];
@@ -59,190 +72,257 @@ describe("the start of a task", () => {
     });
 
   const slots = fc.array(fc.integer({ min: 0, max: 5000 }), { minLength: 1, maxLength: 8 });
-  const tasks = fc.array(fc.integer({ min: 1, max: 800 }), { maxLength: 40 });
-
-  test("lies within one task of what real slots with whole tasks do", () => {
+  test("lies within one task of what real slots with whole tasks do, whatever the order of the slots", () => {
     fc.assert(
-      fc.property(slots, tasks, (free, ahead) => {
-        const sum = ahead.reduce((a, b) => a + b, 0);
-        const real = listStart(free, ahead);
-        const told = startOf(loadOf(free, sum));
-        expect(told).toBeGreaterThanOrEqual(real - 1);
-        expect(told).toBeLessThanOrEqual(real + Math.max(0, ...ahead) + 1);
+      fc.property(slots, fc.array(fc.integer({ min: 1, max: 800 }), { maxLength: 40 }), (free, tasks) => {
+        const sum = tasks.reduce((a, b) => a + b, 0);
+        const real = listStart(free, tasks);
+        const expected = startOf(loadOf(free, sum));
+        expect(expected).toBeGreaterThanOrEqual(real - 1e-6);
+        expect(expected).toBeLessThanOrEqual(real + Math.max(0, ...tasks) + 1e-6);
+        expect(startOf(loadOf(free.toReversed(), sum))).toBe(expected);
       }),
     );
   });
 
-  test("is what grains of one millisecond poured into the slots give", () => {
-    fc.assert(
-      fc.property(
-        fc.array(fc.integer({ min: 0, max: 60 }), { minLength: 1, maxLength: 5 }),
-        fc.nat(200),
-        (free, ahead) => {
-          const grains = listStart(free, new Array<number>(ahead).fill(1));
-          expect(Math.abs(startOf(loadOf(free, ahead)) - grains)).toBeLessThanOrEqual(1);
-        },
-      ),
-    );
-  });
-
-  test("never comes earlier for more work ahead, a busier slot or one slot less", () => {
-    fc.assert(
-      fc.property(slots, fc.nat(20_000), fc.nat(5000), fc.nat(7), (free, ahead, more, which) => {
-        const before = startOf(loadOf(free, ahead));
-        expect(startOf(loadOf(free, ahead + more))).toBeGreaterThanOrEqual(before);
-        const at = which % free.length;
-        expect(startOf(loadOf(free.with(at, (free[at] ?? 0) + more), ahead))).toBeGreaterThanOrEqual(before);
-        if (free.length > 1)
-          expect(startOf(loadOf(free.toSpliced(at, 1), ahead))).toBeGreaterThanOrEqual(before);
-      }),
-    );
-  });
-
-  test("does not depend on the order of the slots", () => {
-    fc.assert(
-      fc.property(slots, fc.nat(20_000), (free, ahead) => {
-        expect(startOf(loadOf(free.toReversed(), ahead))).toBe(startOf(loadOf(free, ahead)));
-      }),
-    );
-  });
-
-  test("waits for the load of a pool that is not there, shared by the slots that it will have", () => {
-    const state = createPredictor();
-    learnWarmUp(state, { prefillTps: 1000, decodeTps: 50 }, 4000);
-    const load = { slotFreeInMs: [], workAheadMs: 1000, slotsExpected: 2 };
-    expect(predict(state, load, 3, 100, null)).toMatchObject({
-      queuePosition: 3,
-      startMs: 4500,
-      endMs: 4600,
-    });
+  test("comes later for those who come later and go first, but not later than age allows", () => {
+    const load = { ...loadOf([100], 300), overtaking: { share: 0.75, jitterMs: 0, error: 0 } };
+    expect(startOf(load)).toBe(1600);
+    expect(startOf({ ...load, agedInMs: 1000 })).toBe(1000);
+    expect(startOf({ ...load, agedInMs: 10 })).toBe(400);
   });
 });
 
-describe("the probability to be on time", () => {
-  const positive = fc.double({ min: 0, max: 1e7, noNaN: true });
-  test("is a probability that grows with the deadline and shrinks with the work ahead", () => {
+/** A predictor with any history, and what it is asked. */
+const history = fc.array(fc.tuple(fc.integer({ min: 1, max: 1e5 }), fc.integer({ min: 0, max: 1e6 })), {
+  maxLength: 40,
+});
+function after(outcomes: readonly (readonly [promisedMs: number, actualMs: number])[]): PredictorState {
+  const state = createPredictor();
+  const calibration = state.classes.batch;
+  for (const [promisedMs, actualMs] of outcomes) {
+    const { start, end, prediction } = predict(state, "batch", loadOf([1], promisedMs), 1, service(50), null);
+    const { startLowMs: lowMs, startMs: medianMs, startHighMs: highMs } = prediction;
+    scoreStart(calibration, start, { lowMs, medianMs, highMs }, actualMs);
+    learnEnd(calibration, end, actualMs + 50);
+  }
+  return state;
+}
+
+describe("a promise", () => {
+  const slots = fc.array(fc.integer({ min: 0, max: 60_000 }), { minLength: 1, maxLength: 8 });
+  const ms = fc.integer({ min: 0, max: 1e7 });
+
+  test("is whole milliseconds with low <= median <= high <= end in order, after any history", () => {
     fc.assert(
-      fc.property(
-        positive,
-        positive,
-        positive,
-        fc.integer({ min: 1, max: 1e9 }),
-        (ahead, service, more, deadline) => {
-          const state = createPredictor();
-          const told = (workAheadMs: number, deadlineMs: number) =>
-            predict(state, loadOf([0, 10], workAheadMs), 0, service, deadlineMs).onTimeProbability ?? -1;
-          const p = told(ahead, deadline);
-          expect(p).toBeGreaterThanOrEqual(0);
-          expect(p).toBeLessThanOrEqual(1);
-          expect(told(ahead, deadline + more)).toBeGreaterThanOrEqual(p);
-          expect(told(ahead + more, deadline)).toBeLessThanOrEqual(p + 1e-9);
-        },
-      ),
-    );
-  });
-
-  test("is null without a deadline and a half where the deadline is the expected end", () => {
-    const state = createPredictor();
-    expect(predict(state, loadOf([0], 0), 0, 1000, null).onTimeProbability).toBeNull();
-    expect(predict(state, loadOf([0], 0), 0, 1000, 1000).onTimeProbability).toBe(0.5);
-  });
-
-  test("is honest before anything was seen: neither sure nor hopeless within half of the promise", () => {
-    const cold = createPredictor();
-    const p = (deadlineMs: number) =>
-      predict(cold, loadOf([0], 0), 0, 1000, deadlineMs).onTimeProbability ?? -1;
-    expect(p(700)).toBeGreaterThan(0.2);
-    expect(p(1500)).toBeLessThan(0.9);
-  });
-
-  test("gets sharper where promises were kept", () => {
-    const state = createPredictor();
-    for (let n = 0; n < 60; n++) score(state, 1000, 1010);
-    expect(predict(state, loadOf([0], 0), 0, 1000, 1100).onTimeProbability).toBeGreaterThan(0.99);
-  });
-
-  test("forgets one promise that was wildly wrong, also when it was the first", () => {
-    const first = createPredictor();
-    score(first, 50, 600_000);
-    for (let n = 0; n < 60; n++) score(first, 1000, 1000);
-    expect(first.relativeError).toBeLessThan(0.05);
-    const later = createPredictor();
-    score(later, 1000, 1000);
-    score(later, 50, 600_000);
-    for (let n = 0; n < 60; n++) score(later, 1000, 1000);
-    expect(later.relativeError).toBeLessThan(0.05);
-  });
-
-  test("stays a number whatever was scored", () => {
-    fc.assert(
-      fc.property(fc.array(fc.tuple(positive, positive), { maxLength: 20 }), (pairs) => {
-        const state = createPredictor();
-        for (const [promised, actual] of pairs) score(state, promised, actual);
-        const p = predict(state, loadOf([0], 0), 0, 500, 400).onTimeProbability ?? -1;
-        expect(p >= 0 && p <= 1).toBe(true);
+      fc.property(history, slots, ms, ms, ms, (outcomes, free, spread, work, own) => {
+        const load = { ...loadOf(free, work), slotSpreadMs: spread };
+        const { startLowMs, startMs, startHighMs, endMs } = told(after(outcomes), load, own, null);
+        for (const value of [startLowMs, startMs, startHighMs, endMs])
+          expect(Number.isSafeInteger(value)).toBe(true);
+        expect(startLowMs).toBeGreaterThanOrEqual(0);
+        expect(startLowMs <= startMs && startMs <= startHighMs && startMs <= endMs).toBe(true);
       }),
     );
   });
+
+  test("never becomes earlier or likelier by more work ahead, after any history", () => {
+    fc.assert(
+      fc.property(
+        history,
+        slots,
+        ms,
+        ms,
+        ms,
+        fc.integer({ min: 1, max: 1e7 }),
+        (outcomes, free, spread, work, more, deadline) => {
+          const state = after(outcomes);
+          const at = (workAheadMs: number) =>
+            told(state, { ...loadOf(free, workAheadMs), slotSpreadMs: spread }, 500, deadline);
+          const [sooner, later] = [at(work), at(work + more)];
+          expect(later.startLowMs).toBeGreaterThanOrEqual(sooner.startLowMs);
+          expect(later.startMs).toBeGreaterThanOrEqual(sooner.startMs);
+          expect(later.startHighMs).toBeGreaterThanOrEqual(sooner.startHighMs);
+          expect(later.endMs).toBeGreaterThanOrEqual(sooner.endMs);
+          expect(later.onTimeProbability ?? 1).toBeLessThanOrEqual(sooner.onTimeProbability ?? 0);
+        },
+      ),
+      { numRuns: 300 },
+    );
+  });
+
+  test("is likelier to be kept by a later deadline; the earliest feasible one is the first that is", () => {
+    fc.assert(
+      fc.property(history, ms, fc.integer({ min: 1, max: 1e6 }), ms, (outcomes, work, deadline, more) => {
+        const state = after(outcomes);
+        const load = loadOf([10, 20], work);
+        const p = (ms: number) => told(state, load, 500, ms).onTimeProbability ?? -1;
+        expect(p(deadline)).toBeGreaterThanOrEqual(0);
+        expect(p(deadline + more)).toBeGreaterThanOrEqual(p(deadline));
+        expect(p(deadline + more)).toBeLessThanOrEqual(1);
+        const earliest = earliestEndMs(state, "batch", load, service(500), 0.5);
+        expect(p(earliest)).toBeGreaterThanOrEqual(0.5);
+        if (earliest > 1) expect(p(earliest - 1)).toBeLessThan(0.5);
+      }),
+    );
+  });
+
+  test("has no probability without a deadline, none left after it, a half at the expected end", () => {
+    const state = createPredictor();
+    expect(told(state, loadOf([0], 0), 1000, null).onTimeProbability).toBeNull();
+    expect(told(state, loadOf([0], 0), 1000, 0).onTimeProbability).toBe(0);
+    expect(told(state, loadOf([0], 0), 1000, 1000).onTimeProbability).toBe(0.5);
+  });
+
+  test("starts at once where a slot is free, and says what it stands on", () => {
+    const state = createPredictor();
+    expect(told(state, loadOf([0, 500], 0), 1000, null)).toMatchObject({
+      startLowMs: 0,
+      startMs: 0,
+      startHighMs: 0,
+      endMs: 1000,
+      basis: "assumed",
+    });
+    learnWarmUp(state, { prefillTps: 500, decodeTps: 10 }, null);
+    expect(basisOf(state)).toBe("warm_up");
+    learnAttempt(state, attempted());
+    expect(basisOf(state)).toBe("learned");
+  });
+
+  test("gets sharper where promises were kept, and forgets one that was wildly wrong", () => {
+    const state = createPredictor();
+    const cold = told(state, loadOf([1000], 0), 100, 1300).onTimeProbability ?? 0;
+    const { end } = predict(state, "batch", loadOf([1000], 0), 1, service(100), null);
+    learnEnd(state.classes.batch, end, 1e9);
+    for (let n = 0; n < 100; n++) learnEnd(state.classes.batch, end, 1110);
+    expect(cold).toBeLessThan(0.85);
+    expect(told(state, loadOf([1000], 0), 100, 1300).onTimeProbability).toBeGreaterThan(0.93);
+  });
+});
+
+test("residuals and times are each other's inverse", () => {
+  const positive = fc.double({ min: 1, max: 1e6, noNaN: true });
+  fc.assert(
+    fc.property(
+      positive,
+      positive,
+      fc.double({ min: -20, max: 20, noNaN: true }),
+      (meanMs, spreadMs, residual) => {
+        const back = residualOf({ meanMs, spreadMs }, timeAt({ meanMs, spreadMs }, residual));
+        expect(Math.abs(back - residual)).toBeLessThan(1e-3);
+      },
+    ),
+  );
 });
 
 describe("learning", () => {
-  test("starts from the warm-up and converges to what is seen", () => {
+  test("starts from the warm-up, exactly, and converges to what is seen", () => {
     const state = createPredictor();
     learnWarmUp(state, { prefillTps: 500, decodeTps: 10 }, null);
-    expect(serviceMs(state, 500, 10, 1)).toBe(2000);
-    for (let n = 0; n < 100; n++) learnAttempt(state, attempted());
-    // 100 tokens of prompt in 50 ms, 100 intervals in a second.
-    expect(state.prefillTps).toBeCloseTo(2000, 0);
+    expect(singleStreamSpeed(state)).toEqual({ prefillTps: 500, decodeTps: 10 });
+    for (let n = 0; n < 200; n++) learnAttempt(state, attempted());
     expect(decodeTps(state, 1)).toBeCloseTo(100, 0);
-    expect(expectedTokensOut(state, 200, null)).toBeCloseTo(101, 0);
+    expect(prefillMs(state, 100, true, 1)).toBeCloseTo(50, 0);
+    expect(remainingTokens(state.lengths, 200, null, 0).mean).toBeCloseTo(101, 0);
   });
 
-  test("a later warm-up does not undo what was measured", () => {
+  test("a later warm-up does not undo what was measured; one that measured nothing leaves the unknown", () => {
     const state = createPredictor();
+    learnWarmUp(state, { prefillTps: 0, decodeTps: 0 }, null);
+    expect(singleStreamSpeed(state)).toEqual({ prefillTps: null, decodeTps: null });
     learnAttempt(state, attempted());
     learnWarmUp(state, { prefillTps: 1, decodeTps: 1 }, 100);
-    expect([state.prefillTps, decodeTps(state, 1)]).toEqual([2000, 100]);
-    expect(state.loadMs).toBe(100);
+    expect(decodeTps(state, 1)).toBe(100);
+    expect(loadLeft(state, 0).meanMs).toBe(100);
+    expect(loadLeft(state, 5000).meanMs).toBe(10);
   });
 
   test("follows a pool that became slower", () => {
     const state = createPredictor();
     for (let n = 0; n < 50; n++) learnAttempt(state, attempted());
     for (let n = 0; n < 60; n++) learnAttempt(state, attempted({ decodeMs: 4000 }));
-    expect(decodeTps(state, 1)).toBeLessThan(26);
+    expect(decodeTps(state, 1)).toBeLessThan(28);
   });
 
-  test("takes the nearest measured concurrency", () => {
+  test("knows speeds by concurrency: exact where measured, straight between, as it rose beyond", () => {
     const state = createPredictor();
     learnAttempt(state, attempted({ concurrency: 1, decodeMs: 1000 }));
-    learnAttempt(state, attempted({ concurrency: 8, decodeMs: 4000 }));
-    expect([1, 2, 7, 8, 20].map((n) => decodeTps(state, n))).toEqual([100, 100, 25, 25, 25]);
+    learnAttempt(state, attempted({ concurrency: 5, decodeMs: 3000 }));
+    const msPerToken = [1, 2, 3, 5, 7].map((n) => 1000 / decodeTps(state, n));
+    for (const [at, ms] of [10, 15, 20, 30, 40].entries()) expect(msPerToken[at]).toBeCloseTo(ms, 6);
   });
 
-  test("ignores what measures nothing: cached prompts, one token, no time", () => {
-    const state = createPredictor();
-    learnAttempt(state, attempted({ tokensCached: 95, tokensOut: 1, decodeMs: 0 }));
-    expect([state.prefillTps, state.decodeTps.length]).toEqual([null, 0]);
+  test("never takes more streams for faster ones, and no speed for less than nothing", () => {
+    const run = fc.record({
+      concurrency: fc.integer({ min: 1, max: 16 }),
+      decodeMs: fc.integer({ min: 1, max: 1e5 }),
+      tokensOut: fc.integer({ min: 0, max: 400 }),
+    });
+    fc.assert(
+      fc.property(fc.array(run, { maxLength: 60 }), (runs) => {
+        const state = createPredictor();
+        for (const more of runs) learnAttempt(state, attempted(more));
+        for (let n = 1; n < 32; n++) {
+          expect(decodeTps(state, n + 1)).toBeLessThanOrEqual(decodeTps(state, n) + 1e-9);
+          expect(decodeTps(state, n + 1)).toBeGreaterThan(0);
+        }
+      }),
+    );
   });
 
-  test("a warm-up that could not measure leaves the unknown unknown", () => {
+  test("counts only what the engine evaluated of a prompt", () => {
     const state = createPredictor();
-    learnWarmUp(state, { prefillTps: 0, decodeTps: 0 }, null);
-    expect(serviceMs(state, 200, 20, 4)).toBe(2000);
+    learnWarmUp(state, { prefillTps: 1000, decodeTps: 10 }, null);
+    for (let n = 0; n < 60; n++)
+      learnAttempt(state, attempted({ tokensInExact: false, tokensInAdmitted: 400, tokensCached: 90 }));
+    expect(prefillMs(state, 400, false, 1)).toBeCloseTo(10, 1);
+    expect(prefillMs(state, 400, true, 1)).toBe(400);
   });
+});
 
-  test("expects what the client says, never more than it may have", () => {
-    const state = createPredictor();
-    expect(expectedTokensOut(state, 100, 30)).toBe(30);
-    expect(expectedTokensOut(state, 100, 300)).toBe(100);
-    expect(expectedTokensOut(state, 100, null)).toBe(100);
+describe("the length of an answer", () => {
+  const seen = (tokens: readonly number[], maxTokens = 200) => {
+    const { lengths } = tokens.reduce((state, tokensOut) => {
+      learnAttempt(state, attempted({ tokensOut, maxTokens }));
+      return state;
+    }, createPredictor());
+    return lengths;
+  };
+
+  test("is the limit until something was seen; a hint narrows it, within the limit", () => {
+    const none = seen([]);
+    expect(remainingTokens(none, 100, null, 0).mean).toBe(100);
+    expect(remainingTokens(none, 100, 30, 0).mean).toBe(30);
+    expect(remainingTokens(none, 100, 300, 0).mean).toBe(100);
+    expect(remainingTokens(none, 100, 30, 10).mean).toBe(20);
+    expect(remainingTokens(none, 100, 30, 40).mean).toBe(60);
   });
 
   test("short answers to small limits say nothing of large ones", () => {
-    const state = createPredictor();
-    for (let n = 0; n < 50; n++) learnAttempt(state, attempted({ maxTokens: 16, tokensOut: 4 }));
-    expect(expectedTokensOut(state, 16, null)).toBeCloseTo(4, 1);
-    expect(expectedTokensOut(state, 4096, null)).toBe(4096);
+    const lengths = seen(new Array(50).fill(4), 16);
+    expect(remainingTokens(lengths, 16, null, 0).mean).toBeCloseTo(4, 6);
+    expect(remainingTokens(lengths, 4096, null, 0).mean).toBe(4096);
+  });
+
+  test("of two kinds of answers the long one is left once the short one would have ended", () => {
+    const lengths = seen(Array.from({ length: 200 }, (_, n) => (n % 2 === 0 ? 10 : 200)));
+    expect(remainingTokens(lengths, 200, null, 0).mean).toBeCloseTo(105, -1);
+    expect(remainingTokens(lengths, 200, null, 0).variance).toBeGreaterThan(90 ** 2);
+    expect(remainingTokens(lengths, 200, null, 50).mean).toBeCloseTo(150, 0);
+    expect(remainingTokens(lengths, 200, null, 50).variance).toBeLessThan(60 ** 2);
+    expect(lengthQuantile(lengths, 200, 0.02) ?? 200).toBeLessThanOrEqual(10);
+    expect(lengthQuantile(lengths, 200, 0.9)).toBe(200);
+  });
+
+  test("lies within what is left", () => {
+    const tokens = fc.integer({ min: 0, max: 500 });
+    fc.assert(
+      fc.property(fc.array(tokens, { maxLength: 50 }), tokens, fc.option(tokens), (all, produced, hint) => {
+        const { mean, variance } = remainingTokens(seen(all, 500), 500, hint, produced);
+        expect(mean).toBeGreaterThanOrEqual(0);
+        expect(mean).toBeLessThanOrEqual(500 - produced + 1e-6);
+        expect(variance).toBeGreaterThanOrEqual(0);
+      }),
+    );
   });
 });

@@ -1,31 +1,47 @@
-/** The waiting room of a pool against a plain sorted array: order, positions, sums, what counts. */
+/**
+ * The waiting room of a pool against the plainest simulation: arrays, and deficit round robin turn by turn. Order,
+ * positions, work ahead, what counts; the bound that one key cannot push another beyond.
+ */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { type QueueEntry, TaskQueue } from "../../src/domain/queue.ts";
+import { type Fairness, type QueueEntry, TaskQueue } from "../../src/domain/queue.ts";
 import type { Priority } from "../../src/domain/task.ts";
+import { PlainQueue } from "./plain-queue.ts";
 
 const entry = (ordinal: number, more: Partial<QueueEntry> = {}): QueueEntry => ({
   taskId: `t${ordinal}`,
   ordinal,
+  keyId: "k",
   priority: "interactive",
   admittedMs: ordinal,
   expectedMs: 10,
   resumed: false,
+  exclusive: false,
   ...more,
 });
 
 const idsOf = (queue: TaskQueue): string[] => [...queue.entries()].map((e) => e.taskId);
+const drained = (queue: TaskQueue, priority: Priority): string[] => {
+  const ids: string[] = [];
+  for (let e = queue.next(priority); e !== null; e = queue.next(priority))
+    ids.push(queue.take(e.taskId).taskId);
+  return ids;
+};
 
 describe("a queue", () => {
   test("holds two classes, first come first served within each", () => {
-    const queue = new TaskQueue();
-    queue.push(entry(1, { priority: "batch" }));
-    queue.push(entry(2));
-    queue.push(entry(3, { priority: "batch" }));
-    queue.push(entry(4));
+    const queue = new TaskQueue("fifo");
+    queue.push(entry(1, { priority: "batch", keyId: "a" }));
+    queue.push(entry(2, { keyId: "b" }));
+    queue.push(entry(3, { priority: "batch", keyId: "b" }));
+    queue.push(entry(4, { keyId: "a" }));
     expect(idsOf(queue)).toEqual(["t2", "t4", "t1", "t3"]);
-    expect(["t2", "t4", "t1", "t3"].map((id) => queue.positionOf(id))).toEqual([0, 1, 2, 3]);
-    expect(queue.first("batch")?.taskId).toBe("t1");
+    expect(["t2", "t4", "t1", "t3"].map((id) => queue.aheadOf(id))).toEqual(
+      [0, 1, 2, 3].map((tasks) => ({ tasks, workMs: tasks * 10 })),
+    );
+    expect(queue.next("batch")?.taskId).toBe("t1");
+    expect(queue.ahead("interactive", "a", 10)).toEqual({ tasks: 2, workMs: 20 });
+    expect(queue.ahead("batch", "a", 10)).toEqual({ tasks: 4, workMs: 40 });
   });
 
   test("takes back what was cut before what never started, and does not count it", () => {
@@ -40,107 +56,179 @@ describe("a queue", () => {
   });
 
   test("gives the tasks of one crashed replica back in the order in which they came", () => {
-    // Their attempts end in the order of their leases: each head put-back would turn that order round.
     const queue = new TaskQueue();
     queue.push(entry(9));
-    for (const ordinal of [1, 2, 3, 4]) queue.putBack(entry(ordinal, { resumed: true }));
+    for (const ordinal of [3, 1, 4, 2]) queue.putBack(entry(ordinal, { resumed: true }));
     expect(idsOf(queue)).toEqual(["t1", "t2", "t3", "t4", "t9"]);
-    const shuffled = new TaskQueue();
-    for (const ordinal of [3, 1, 4, 2]) shuffled.putBack(entry(ordinal, { resumed: true }));
-    expect(idsOf(shuffled)).toEqual(["t1", "t2", "t3", "t4"]);
   });
 
-  test("knows nothing of a task that is not in it", () => {
+  test("drops the oldest batch task that was never cut, waiting apart or not", () => {
     const queue = new TaskQueue();
-    expect([queue.remove("t1"), queue.positionOf("t1"), queue.first("batch")]).toEqual([null, null, null]);
-    expect(queue.has("t1")).toBe(false);
+    queue.push(entry(2, { priority: "interactive" }));
+    expect(queue.oldestDroppable()).toBeNull();
+    queue.push(entry(3, { priority: "batch", resumed: true }));
+    expect(queue.oldestDroppable()).toBeNull();
+    queue.push(entry(4, { priority: "batch", exclusive: true }));
+    queue.push(entry(5, { priority: "batch" }));
+    expect(queue.oldestDroppable()?.taskId).toBe("t4");
+    queue.setApart("t4");
+    expect(queue.oldestDroppable()?.taskId).toBe("t4");
+    queue.remove("t4");
+    expect(queue.oldestDroppable()?.taskId).toBe("t5");
   });
 
-  test("refuses to hold a task twice", () => {
+  test("counts what waits apart as ahead of all others", () => {
+    const queue = new TaskQueue("per-key");
+    for (const ordinal of [1, 2, 3]) queue.push(entry(ordinal, { priority: "batch", keyId: `k${ordinal}` }));
+    queue.push(entry(4));
+    queue.setApart("t1");
+    expect(queue.aheadOf("t1")).toEqual({ tasks: 0, workMs: 0 });
+    expect(queue.aheadOf("t4")).toEqual({ tasks: 1, workMs: 10 });
+    expect(queue.aheadOf("t2")).toEqual({ tasks: 2, workMs: 20 });
+    expect([queue.size, queue.depth("batch"), queue.workMs("batch")]).toEqual([4, 3, 30]);
+    expect(idsOf(queue)).toEqual(["t1", "t4", "t2", "t3"]);
+    expect(queue.remove("t1")?.taskId).toBe("t1");
+    expect([queue.size, queue.depth("batch")]).toEqual([3, 2]);
+  });
+
+  test("knows nothing of a task that is not in it, and refuses to hold one twice", () => {
     const queue = new TaskQueue();
+    expect([queue.remove("t1"), queue.aheadOf("t1"), queue.next("batch")]).toEqual([null, null, null]);
     queue.push(entry(1));
+    expect(queue.has("t1")).toBe(true);
     expect(() => queue.push(entry(1))).toThrow("queued once");
     expect(() => queue.putBack(entry(1))).toThrow("queued once");
   });
 });
 
-type Step =
-  | { readonly kind: "push"; readonly priority: Priority; readonly expectedMs: number }
-  | { readonly kind: "take"; readonly priority: Priority }
-  | { readonly kind: "remove"; readonly at: number }
-  /** One of the taken ones comes back. */
-  | { readonly kind: "putBack"; readonly at: number };
+describe("fair: per-key", () => {
+  test("lets a key that comes late in beside one that floods", () => {
+    const queue = new TaskQueue("per-key");
+    for (let n = 1; n <= 6; n++) queue.push(entry(n, { keyId: "busy", expectedMs: 500 }));
+    queue.push(entry(7, { keyId: "rare", expectedMs: 400 }));
+    expect(queue.aheadOf("t7")).toEqual({ tasks: 2, workMs: 1000 });
+    expect(queue.ahead("interactive", "new", 400)).toEqual({ tasks: 3, workMs: 1400 });
+    expect(drained(queue, "interactive")).toEqual(["t1", "t2", "t7", "t3", "t4", "t5", "t6"]);
+  });
 
-const priority = fc.constantFrom<Priority>("interactive", "batch");
-const step: fc.Arbitrary<Step> = fc.oneof(
-  fc.record({
-    kind: fc.constant("push" as const),
-    priority,
-    // Sums of such numbers round: nothing may go below zero for it.
-    expectedMs: fc.oneof(fc.double({ min: 0, max: 1e6, noNaN: true }), fc.constantFrom(0, 0.1, 0.2, 0.3)),
-  }),
-  fc.record({ kind: fc.constant("take" as const), priority }),
-  fc.record({ kind: fc.constant("remove" as const), at: fc.nat(40) }),
-  fc.record({ kind: fc.constant("putBack" as const), at: fc.nat(40) }),
-);
+  test("serves by expected time, not by count: three short ones for one long", () => {
+    const queue = new TaskQueue("per-key");
+    for (let n = 1; n <= 4; n++) queue.push(entry(n, { keyId: "long", expectedMs: 3000 }));
+    for (let n = 5; n <= 16; n++) queue.push(entry(n, { keyId: "short", expectedMs: 1000 }));
+    const firstEight = drained(queue, "interactive").slice(0, 8);
+    expect(firstEight.filter((id) => Number(id.slice(1)) <= 4)).toHaveLength(2);
+  });
 
-test("any sequence of pushes, takes, removals and put-backs agrees with a sorted array", () => {
-  fc.assert(
-    fc.property(fc.array(step, { minLength: 20, maxLength: 120, size: "max" }), (steps) => {
-      const queue = new TaskQueue();
-      let model: QueueEntry[] = [];
-      const taken: QueueEntry[] = [];
-      let ordinal = 0;
-      for (const one of steps) {
-        if (one.kind === "push") {
-          const added = entry(++ordinal, { priority: one.priority, expectedMs: one.expectedMs });
-          queue.push(added);
-          model.push(added);
-        } else if (one.kind === "take") {
-          const first = queue.first(one.priority);
-          const expected = inOrder(model, one.priority)[0] ?? null;
-          expect(first).toEqual(expected);
-          if (first === null) continue;
-          expect(queue.remove(first.taskId)).toBe(first);
-          model = model.filter((e) => e !== first);
-          taken.push(first);
-        } else if (one.kind === "remove") {
-          const victim = model[one.at % Math.max(1, model.length)];
-          if (victim === undefined) continue;
-          expect(queue.remove(victim.taskId)).toBe(victim);
-          model = model.filter((e) => e !== victim);
-        } else {
-          const [back] = taken.splice(one.at % Math.max(1, taken.length), 1);
-          if (back === undefined) continue;
-          const resumed = { ...back, resumed: true };
-          queue.putBack(resumed);
-          model.push(resumed);
-        }
-        agree(queue, model);
-      }
-      for (const left of [...model]) queue.remove(left.taskId);
-      expect([queue.size, queue.counted, queue.workMs("interactive"), queue.workMs("batch")]).toEqual([
-        0, 0, 0, 0,
-      ]);
-    }),
-    { numRuns: 60 },
-  );
+  test("starts a huge task after as many turns as it costs, without walking them", () => {
+    const queue = new TaskQueue("per-key");
+    queue.push(entry(1, { keyId: "huge", expectedMs: 1e9 }));
+    queue.push(entry(2, { keyId: "small", expectedMs: 1 }));
+    expect(drained(queue, "interactive")).toEqual(["t2", "t1"]);
+  });
 });
 
-const inOrder = (model: readonly QueueEntry[], of: Priority): QueueEntry[] =>
-  model.filter((e) => e.priority === of).sort((a, b) => a.ordinal - b.ordinal);
+const step = fc.record({
+  op: fc.nat(9),
+  priority: fc.constantFrom<Priority>("interactive", "batch"),
+  keyId: fc.constantFrom("a", "b", "c", "d"),
+  expectedMs: fc.oneof(
+    fc.double({ min: 0, max: 6000, noNaN: true }),
+    fc.constantFrom(0, 1, 999, 1000, 1001, 2500),
+  ),
+  at: fc.nat(40),
+});
 
-function agree(queue: TaskQueue, model: readonly QueueEntry[]): void {
-  const expected = [...inOrder(model, "interactive"), ...inOrder(model, "batch")];
-  expect(idsOf(queue)).toEqual(expected.map((e) => e.taskId));
-  for (const [at, e] of expected.entries()) expect(queue.positionOf(e.taskId)).toBe(at);
-  expect(queue.size).toBe(model.length);
-  expect(queue.counted).toBe(model.filter((e) => !e.resumed).length);
-  for (const of of ["interactive", "batch"] as const) {
-    const entries = inOrder(model, of);
-    const sum = entries.reduce((total, e) => total + e.expectedMs, 0);
-    expect(queue.depth(of)).toBe(entries.length);
-    expect(queue.workMs(of)).toBeGreaterThanOrEqual(0);
-    expect(Math.abs(queue.workMs(of) - sum)).toBeLessThan(1e-3);
+function agree(queue: TaskQueue, plain: PlainQueue, keyId: string, expectedMs: number): void {
+  expect(queue.size).toBe(plain.entries.length);
+  expect(queue.counted).toBe(plain.entries.filter((e) => !e.resumed).length);
+  for (const priority of ["interactive", "batch"] as const) {
+    const waiting = plain.waiting(priority);
+    expect(queue.depth(priority)).toBe(waiting.length);
+    expect(queue.next(priority)).toBe(plain.next(priority, []));
+    const skip = waiting.filter((e) => e.ordinal % 3 === 0).map((e) => e.taskId);
+    expect(queue.next(priority, { skip: new Set(skip), exclusiveToo: true })).toBe(
+      plain.next(priority, skip),
+    );
+    expect(queue.ahead(priority, keyId, expectedMs)).toEqual(plain.ahead(priority, keyId, expectedMs));
   }
+  for (const e of plain.entries) expect(queue.aheadOf(e.taskId)).toEqual(plain.aheadOf(e));
 }
+
+for (const fair of ["fifo", "per-key"] satisfies Fairness[])
+  test(`${fair}: whatever comes and goes, order and what is ahead agree with draining a plain copy`, () => {
+    fc.assert(
+      fc.property(fc.array(step, { minLength: 10, maxLength: 45, size: "max" }), (steps) => {
+        const queue = new TaskQueue(fair);
+        const plain = new PlainQueue(fair);
+        const taken: QueueEntry[] = [];
+        let ordinal = 0;
+        for (const { op, priority, keyId, expectedMs, at } of steps) {
+          if (op < 5) {
+            const added = entry(++ordinal, { priority, keyId, expectedMs });
+            queue.push(added);
+            plain.add(added);
+          } else if (op < 7) {
+            // Some starts pass over others, as held tasks are.
+            const skip =
+              op === 6
+                ? plain
+                    .waiting(priority)
+                    .slice(0, 2)
+                    .map((e) => e.taskId)
+                : [];
+            const next = plain.next(priority, skip);
+            if (next === null) continue;
+            queue.take(next.taskId, { skip: new Set(skip), exclusiveToo: true });
+            plain.take(next, skip);
+            taken.push(next);
+          } else if (op === 7) {
+            const victim = plain.entries[at % Math.max(1, plain.entries.length)];
+            if (victim === undefined) continue;
+            expect(queue.remove(victim.taskId)).toBe(victim);
+            plain.remove(victim);
+          } else {
+            const [back] = taken.splice(at % Math.max(1, taken.length), 1);
+            if (back === undefined) continue;
+            const resumed = { ...back, resumed: true };
+            queue.putBack(resumed);
+            plain.add(resumed);
+          }
+          agree(queue, plain, keyId, expectedMs);
+        }
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+test("per-key: the head of a line waits no longer than the bound says, whatever the others submit", () => {
+  const arrivals = fc.array(
+    fc.record({ keyId: fc.constantFrom("x", "y", "z"), expectedMs: fc.integer({ min: 1, max: 5000 }) }),
+    { minLength: 60, maxLength: 200, size: "max" },
+  );
+  fc.assert(
+    fc.property(arrivals, fc.integer({ min: 1, max: 9000 }), fc.nat(30), (others, costMs, before) => {
+      const queue = new TaskQueue("per-key");
+      let ordinal = 0;
+      const pushNext = () => {
+        const other = others[ordinal % others.length];
+        if (other !== undefined) queue.push(entry(++ordinal, other));
+      };
+      for (let n = 0; n < 10 + before; n++) pushNext();
+      for (let n = 0; n < before; n++) queue.take(queue.next("interactive")?.taskId ?? "");
+      const longest = Math.max(...others.map((o) => o.expectedMs));
+      queue.push(entry(++ordinal, { taskId: "mine", keyId: "me", expectedMs: costMs }));
+      const served: Record<string, number> = {};
+      for (let next = queue.next("interactive"); next?.taskId !== "mine"; next = queue.next("interactive")) {
+        if (next === null || ordinal > 2000) throw new Error("mine is queued, and its turn comes");
+        served[next.keyId] = (served[next.keyId] ?? 0) + next.expectedMs;
+        queue.take(next.taskId);
+        // The others never run dry.
+        pushNext();
+        pushNext();
+      }
+      for (const ms of Object.values(served))
+        expect(ms).toBeLessThan(Math.ceil(costMs / 1000) * 1000 + longest);
+    }),
+    { numRuns: 100 },
+  );
+});

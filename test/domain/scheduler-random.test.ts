@@ -4,8 +4,22 @@
  */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { admit, createScheduler, decide, slotsBusy } from "../../src/domain/scheduler.ts";
-import type { AttemptOutcome, Command, Lease, SchedulerEvent } from "../../src/domain/scheduler-protocol.ts";
+import type { Fairness, TaskQueue } from "../../src/domain/queue.ts";
+import {
+  admit,
+  createScheduler,
+  decide,
+  type SchedulerState,
+  slotsBusy,
+} from "../../src/domain/scheduler.ts";
+import type {
+  AttemptOutcome,
+  Command,
+  Lease,
+  NewTask,
+  RecoveredTask,
+  SchedulerEvent,
+} from "../../src/domain/scheduler-protocol.ts";
 import type { Priority } from "../../src/domain/task.ts";
 import { anyMessage, attemptsMax, batchMaxWaitMs, Model } from "./scheduler-model.ts";
 
@@ -18,18 +32,27 @@ const lost = (tokensProduced: number): AttemptOutcome => ({
   began: true,
 });
 
-type Decide = typeof decide;
+/** The scheduler or a broken one. */
+interface Subject {
+  readonly admit: typeof admit;
+  readonly decide: typeof decide;
+}
+const subject: Subject = { admit, decide };
+
 interface Op {
   readonly op: number;
   readonly a: number;
   readonly b: number;
+  readonly c: number;
   readonly waitMs: number;
 }
 
 const pools = [
-  { id: "p", capacity: 3 },
-  { id: "q", capacity: 1 },
-];
+  { id: "p", capacity: 3, fullPolicy: "reject" },
+  { id: "q", capacity: 2, fullPolicy: "drop-lru" },
+  { id: "s", capacity: 5, fullPolicy: "shed-low-priority" },
+] as const;
+const exclusiveMax = 2;
 
 /** An attempt as its runner sees it: it ends once; where its slot was not free then, that is told once later. */
 interface Running {
@@ -39,45 +62,75 @@ interface Running {
 }
 
 class Comparison {
-  private readonly model = new Model(pools);
-  private readonly real = createScheduler(options, pools);
+  private readonly model: Model;
+  private readonly real: SchedulerState;
   private running: Running[] = [];
   private releasing: Running[] = [];
+  private found: readonly RecoveredTask[] = [];
   private incarnations = 0;
   private nowMs = 0;
 
-  constructor(private readonly decide: Decide) {}
+  constructor(
+    private readonly subject: Subject,
+    private readonly fair: Fairness,
+  ) {
+    this.model = new Model(pools, fair, exclusiveMax);
+    this.real = createScheduler({ ...options, fair, exclusiveMax }, pools);
+  }
 
-  apply({ op, a, b, waitMs }: Op): void {
+  /** What a daemon finds at boot, in the store's order or not. */
+  recover(found: readonly Op[]): void {
+    const tasks = found.map(
+      ({ a, b, c }, at): RecoveredTask => ({
+        ...this.taskOf(`t${at}`, a, b, c),
+        // 7 and 11 share no divisor: every ordinal once, up and down.
+        ordinal: 1 + ((at * 7) % 11),
+        admittedMs: 20 * ((at * 7) % 11) - 250,
+        resumed: b % 2 === 0,
+      }),
+    );
+    this.found = tasks;
+    this.tell({ type: "recovered", tasks });
+  }
+
+  apply({ op, a, b, c, waitMs }: Op): void {
     this.nowMs += waitMs;
     const pool = pools[a % pools.length] ?? pools[0];
-    if (pool === undefined) throw new Error("there is a pool");
     const poolId = pool.id;
     const replicaId = `${poolId}-${b % 3}`;
-    const known = this.model.pool(poolId).replicas.find((r) => r.id === replicaId);
-    if (op < 8) this.submit(poolId, b % 3 === 0 ? "interactive" : "batch");
-    else if (op < 10 && known === undefined)
-      this.tell({
-        type: "replica_ready",
-        poolId,
-        replicaId,
-        incarnation: ++this.incarnations,
-        slots: 1 + (a % 3),
-      });
-    else if (op === 10 && known !== undefined)
-      this.tell({
-        type: "replica_lost",
-        poolId,
-        replicaId,
-        incarnation: known.incarnation - (b % 5 === 4 ? 1 : 0),
-      });
-    else if (op < 18) this.endAttempt(a, b);
-    else if (op < 22) this.freeSlot(a);
-    else if (op < 24) this.tell({ type: "cancel_requested", taskId: this.anyTask(a), reason: "client" });
-    else if (op === 24) this.tell({ type: "deadline_passed", taskId: this.anyTask(a) });
-    else if (op === 25 && this.model.pool(poolId).replicas.length === 0)
+    const known = this.model.replica(poolId, replicaId);
+    const incarnation = (known?.incarnation ?? 0) - (b % 5 === 4 ? 1 : 0);
+    if (op < 11) this.submit(this.taskOf(`t${this.model.tasks.length}`, a, b, c));
+    else if (op < 14 && known === null) {
+      const slots = 1 + (c % 3);
+      this.tell({ type: "replica_ready", poolId, replicaId, incarnation: ++this.incarnations, slots });
+    } else if (op === 14) this.tell({ type: "replica_lost", poolId, replicaId, incarnation });
+    else if (op < 21) this.endAttempt(a, b);
+    else if (op < 24) this.freeSlot(a);
+    else if (op < 26) this.tell({ type: "cancel_requested", taskId: this.anyTask(a), reason: "client" });
+    else if (op === 26) this.tell({ type: "deadline_passed", taskId: this.anyTask(a), cut: b % 2 === 0 });
+    else if (op === 27) this.tell({ type: "start_deadline_passed", taskId: this.anyTask(a) });
+    else if (op === 28) this.tell({ type: "session_forgotten", sessionId: `s${b % 3}` });
+    else if (op === 29) this.tell({ type: "wake", poolId });
+    else if (op === 30) {
+      const [vramFreeBytes, decodeTps] = [a % 3 === 0 ? null : a % 3, c % 3];
+      this.tell({ type: "replica_measured", poolId, replicaId, incarnation, vramFreeBytes, decodeTps });
+    } else if (op === 31 && this.model.pool(poolId).replicas.length === 0)
       this.tell({ type: "pool_unavailable", poolId, message: "no model" });
-    else if (op === 26 && b === 0) this.tell({ type: "shutdown_deadline_passed" });
+    else if (op === 32 && b === 0) this.tell({ type: "shutdown_deadline_passed" });
+  }
+
+  private taskOf(taskId: string, a: number, b: number, c: number): NewTask {
+    return {
+      taskId,
+      poolId: pools[a % pools.length]?.id ?? "p",
+      keyId: `k${c % 4}`,
+      sessionId: (a + c) % 3 === 0 ? `s${b % 3}` : null,
+      priority: b % 3 === 0 ? "interactive" : "batch",
+      expectedMs: [1, 400, 1500, 5000][(a + b) % 4] ?? 1,
+      exclusive: (b + c) % 6 === 0,
+      prefix: [],
+    };
   }
 
   /** Every attempt ends, every slot is freed, what waits is ended: nothing may be left. */
@@ -93,22 +146,25 @@ class Comparison {
     }
     expect(this.real.tasks.size).toBe(0);
     for (const task of this.model.tasks) expect(task.finishes).toBe(1);
-    for (const { id } of pools)
+    for (const { id } of pools) {
       for (const r of this.model.pool(id).replicas) expect(slotsBusy(this.real, id, r.id)).toBe(0);
+      for (const r of this.real.pools.get(id)?.replicas.values() ?? [])
+        expect([r.reservedFor, r.exclusiveLeaseId]).toEqual([null, null]);
+    }
   }
 
-  private submit(poolId: string, priority: Priority): void {
-    const taskId = `t${this.model.tasks.length}`;
-    const expected = this.model.admit(taskId, poolId, priority, this.nowMs);
-    const actual = admit(this.real, { taskId, poolId, priority, expectedMs: 1 }, this.nowMs);
-    if ("refused" in expected) expect(actual).toMatchObject({ kind: "refused", code: expected.refused });
-    else {
-      expect(actual).toEqual({
-        kind: "accepted",
-        queuePosition: expected.position,
-        commands: expected.commands,
-      });
-      this.follow(expected.commands);
+  private submit(task: NewTask): void {
+    const expected = this.model.admit(task, this.nowMs);
+    const actual = this.subject.admit(this.real, task, this.nowMs);
+    if ("refused" in expected) {
+      const { refused: code, policy: policyLabel } = expected;
+      expect(actual).toMatchObject({ kind: "refused", code, policyLabel });
+    } else {
+      if (actual.kind !== "accepted") throw new Error(`refused: ${actual.message}`);
+      const { ordinal, position, commands } = expected;
+      expect([actual.ordinal, actual.queuePosition]).toEqual([ordinal, position]);
+      expect(actual.commands.map((c, at) => comparable(c, commands[at]))).toEqual(commands);
+      this.follow(commands);
     }
     this.agree();
   }
@@ -145,8 +201,8 @@ class Comparison {
 
   private tell(event: SchedulerEvent): void {
     const expected = this.model.decide(event, this.nowMs);
-    const actual = this.decide(this.real, event, this.nowMs);
-    expect(actual.map((c, at) => sameMessage(c, expected[at]))).toEqual(expected);
+    const actual = this.subject.decide(this.real, event, this.nowMs);
+    expect(actual.map((c, at) => comparable(c, expected[at]))).toEqual(expected);
     this.follow(expected);
     this.agree();
   }
@@ -157,78 +213,181 @@ class Comparison {
       this.running.push({ taskId: c.taskId, poolId: c.poolId, lease: c.lease });
       const task = this.model.task(c.taskId);
       expect(task?.attempts).toBe(c.attempt);
-      // The bound that the scheduler states in its header.
-      if (task?.priority === "batch" && task.aheadWhenAged !== null)
+      // The bound that the scheduler states; one that waits for its session or a replica of its own has another.
+      const ordinary = task?.sessionId === null && !task.exclusive && this.fair === "fifo";
+      if (ordinary && task.priority === "batch" && task.aheadWhenAged !== null)
         expect(task.startsSinceAged).toBeLessThanOrEqual(4 * (task.aheadWhenAged + 1));
     }
   }
 
   private agree(): void {
     for (const { id, capacity } of pools) {
-      const waiting = this.model.waiting(id);
-      expect(waiting.filter((t) => !t.resumed).length).toBeLessThanOrEqual(capacity);
-      // A full queue and a free slot never come together.
-      if (this.model.freeSlots(id) > 0) expect(waiting).toEqual([]);
+      const pool = this.model.pool(id);
       const real = this.real.pools.get(id);
+      const counted = this.model.waiting(id).filter((t) => !t.resumed);
+      // What was found at boot may be more than would be taken; it only shrinks.
+      const found = this.found.filter((t) => t.poolId === id && !t.resumed).length;
+      expect(counted.length).toBeLessThanOrEqual(Math.max(capacity, found));
+      const apart = pool.apart.map((t) => t.taskId);
+      const inLine = (p: Priority) =>
+        this.model
+          .waiting(id, p)
+          .map((t) => t.taskId)
+          .filter((t) => !apart.includes(t));
       expect([...(real?.queue.entries() ?? [])].map((e) => e.taskId)).toEqual([
-        ...this.model.waiting(id, "interactive").map((t) => t.id),
-        ...this.model.waiting(id, "batch").map((t) => t.id),
+        ...apart,
+        ...inLine("interactive"),
+        ...inLine("batch"),
       ]);
+      this.agreeOnExclusive(id);
+    }
+  }
+
+  private agreeOnExclusive(poolId: string): void {
+    const pool = this.model.pool(poolId);
+    expect(this.model.alone(pool)).toBeLessThanOrEqual(Math.min(exclusiveMax, pool.replicas.length));
+    for (const r of this.real.pools.get(poolId)?.replicas.values() ?? []) {
+      expect(r.reservedFor).toBe(this.model.replica(poolId, r.replicaId)?.reservedFor ?? null);
+      if (r.exclusiveLeaseId !== null) expect(r.busy).toBe(1);
     }
   }
 }
 
-const sameMessage = (actual: Command, expected: Command | undefined): Command =>
-  actual.type === "finish_task" && expected?.type === "finish_task" && expected.message === anyMessage
-    ? { ...actual, message: anyMessage }
-    : actual;
+/** Texts are free, and which criterion decided is placement.test.ts's; all else must be the same. */
+function comparable(actual: Command, expected: Command | undefined): Command {
+  if (actual.type === "finish_task" && expected?.type === "finish_task" && expected.message === anyMessage)
+    return { ...actual, message: anyMessage };
+  if (actual.type === "start_attempt")
+    return { ...actual, why: { ...actual.why, replica: "id", slot: "idle" } };
+  return actual;
+}
 
 const op: fc.Arbitrary<Op> = fc.record({
-  op: fc.nat(26),
+  op: fc.nat(32),
   a: fc.nat(30),
   b: fc.nat(30),
-  waitMs: fc.constantFrom(0, 0, 1, 7, 40),
+  c: fc.nat(30),
+  waitMs: fc.constantFrom(0, 0, 1, 7, 40, 900),
 });
 
-function compare(subject: Decide, numRuns: number): void {
+function compare(tested: Subject, fair: Fairness, numRuns: number): void {
+  const ops = fc.array(op, { minLength: 30, maxLength: 120, size: "max" });
   fc.assert(
-    fc.property(fc.array(op, { minLength: 30, maxLength: 120, size: "max" }), (ops) => {
-      const comparison = new Comparison(subject);
-      for (const one of ops) comparison.apply(one);
+    fc.property(fc.array(op, { maxLength: 11 }), ops, (found, all) => {
+      const comparison = new Comparison(tested, fair);
+      comparison.recover(found);
+      for (const one of all) comparison.apply(one);
       comparison.finish();
     }),
     // What a mutant fails on need not be the shortest.
-    { numRuns, endOnFailure: subject !== decide },
+    { numRuns, endOnFailure: tested !== subject },
   );
 }
 
-test("any sequence of events gives the commands of the model, in their order", () => {
-  compare(decide, 150);
-});
+for (const fair of ["fifo", "per-key"] satisfies Fairness[])
+  test(`${fair}: any sequence of events gives the commands of the model, in their order`, () => {
+    compare(subject, fair, 150);
+  });
 
 describe("the comparison notices a scheduler that", () => {
-  const mutants: Record<string, Decide> = {
-    "drops a task that was cut": (state, event, nowMs) =>
-      decide(state, event, nowMs).filter((c) => c.type !== "requeue_task"),
-    "starts on a slot that is busy": (state, event, nowMs) =>
-      decide(state, event, nowMs).map((c) =>
-        c.type === "start_attempt" ? { ...c, lease: { ...c.lease, slot: 0 } } : c,
-      ),
-    "ends a canceled task twice": (state, event, nowMs) =>
-      decide(state, event, nowMs).flatMap((c) =>
-        c.type === "finish_task" && c.state === "canceled" ? [c, c] : [c],
-      ),
-    "forgets to cut what was canceled": (state, event, nowMs) =>
-      decide(state, event, nowMs).filter((c) => c.type !== "abort_attempt"),
-    "frees a slot before the engine did": (state, event, nowMs) =>
-      decide(state, event.type === "attempt_ended" ? { ...event, slotFree: true } : event, nowMs),
-    "ages nobody": (state, event, nowMs) => {
-      for (const pool of state.pools.values()) pool.startsSinceAged = 0;
-      return decide(state, event, nowMs);
+  const deciding = (broken: typeof decide): Subject => ({ admit, decide: broken });
+  /** Breaks the state before every step. */
+  const breaking = (harm: (state: SchedulerState) => void): Subject => ({
+    admit: (state, ...rest) => {
+      harm(state);
+      return admit(state, ...rest);
     },
+    decide: (state, ...rest) => {
+      harm(state);
+      return decide(state, ...rest);
+    },
+  });
+  const eachQueue = (harm: (queue: TaskQueue) => void): Subject =>
+    breaking((state) => {
+      for (const { queue } of state.pools.values()) harm(queue);
+    });
+  const mutants: Record<string, [Fairness, Subject]> = {
+    "drops a task that was cut": [
+      "fifo",
+      deciding((...args) => decide(...args).filter((c) => c.type !== "requeue_task")),
+    ],
+    "starts on a slot that is busy": [
+      "fifo",
+      deciding((...args) =>
+        decide(...args).map((c) =>
+          c.type === "start_attempt" ? { ...c, lease: { ...c.lease, slot: 0 } } : c,
+        ),
+      ),
+    ],
+    "ends a canceled task twice": [
+      "fifo",
+      deciding((...args) =>
+        decide(...args).flatMap((c) => (c.type === "finish_task" && c.state === "canceled" ? [c, c] : [c])),
+      ),
+    ],
+    "forgets to cut what was canceled": [
+      "fifo",
+      deciding((...args) => decide(...args).filter((c) => c.type !== "abort_attempt")),
+    ],
+    "frees a slot before the engine did": [
+      "fifo",
+      deciding((state, event, nowMs) =>
+        decide(state, event.type === "attempt_ended" ? { ...event, slotFree: true } : event, nowMs),
+      ),
+    ],
+    "ages nobody": [
+      "fifo",
+      breaking((state) => {
+        for (const pool of state.pools.values()) pool.startsSinceAged = 0;
+      }),
+    ],
+    "gives every start to aged tasks": [
+      "fifo",
+      breaking((state) => {
+        for (const pool of state.pools.values()) pool.startsSinceAged = 3;
+      }),
+    ],
+    "drops a task that was cut for a new one": [
+      "fifo",
+      eachQueue((queue) => {
+        queue.oldestDroppable = () => queue.oldest("batch");
+      }),
+    ],
+    "serves keys in turn without charging them": [
+      "per-key",
+      eachQueue((queue) => {
+        queue.take = (taskId) => queue.remove(taskId) ?? expect.unreachable();
+      }),
+    ],
+    "knows no keys": [
+      "per-key",
+      eachQueue((queue) => {
+        queue.next = (priority, pass) => queue.oldest(priority, pass);
+      }),
+    ],
+    "starts beside an exclusive task": [
+      "fifo",
+      breaking((state) => {
+        for (const pool of state.pools.values())
+          for (const replica of pool.replicas.values()) replica.exclusiveLeaseId = null;
+      }),
+    ],
+    "forgets for whom a replica is reserved": [
+      "fifo",
+      breaking((state) => {
+        for (const pool of state.pools.values())
+          for (const replica of pool.replicas.values()) replica.reservedFor = null;
+      }),
+    ],
+    "holds a task for its session again and again": [
+      "fifo",
+      breaking((state) => {
+        for (const task of state.tasks.values()) task.heldSinceMs = null;
+      }),
+    ],
   };
-  for (const [what, mutant] of Object.entries(mutants))
+  for (const [what, [fair, mutant]] of Object.entries(mutants))
     test(what, () => {
-      expect(() => compare(mutant, 300)).toThrow();
+      expect(() => compare(mutant, fair, 400)).toThrow();
     });
 });

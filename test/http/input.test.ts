@@ -185,7 +185,7 @@ describe("validation", () => {
       '{"prompt":"x","placement":{"mode":"pin","pin_pool_id":"A"}}',
       "placement.pin_pool_id must be a pool id (1 to 64 of a-z 0-9 . _ -).",
     ],
-    ['{"prompt":"x","determinism":"strict"}', 'determinism must be "best_effort".'],
+    ['{"prompt":"x","determinism":"loose"}', "determinism must be one of strict, best_effort."],
     ['{"prompt":"x","metadata":{"a b":"c"}}', "A name in metadata must match ^[A-Za-z0-9._:/-]{1,64}$."],
     [
       '{"prompt":"x","metadata":{"__proto__":1}}',

@@ -7,13 +7,8 @@ import { Type } from "@sinclair/typebox";
 import { Elysia } from "elysia";
 import type { ErrorEnvelopeBody } from "../../src/api/schema/errors.ts";
 import { listen } from "../../src/app/listen.ts";
-import {
-  type ErrorCode,
-  errorCodes,
-  errorTable,
-  isOrchestratorError,
-  OrchestratorError,
-} from "../../src/domain/errors.ts";
+import { isStartError } from "../../src/app/start-error.ts";
+import { type ErrorCode, errorCodes, errorTable, OrchestratorError } from "../../src/domain/errors.ts";
 import { sendRaw } from "../support/raw-http.ts";
 import {
   buildApp,
@@ -291,8 +286,8 @@ describe("listen", () => {
     } catch (error) {
       refused = error;
     }
-    expect(isOrchestratorError(refused) && refused.code).toBe("CONFLICT");
-    expect(String(refused)).toContain(`127.0.0.1:${server.port}`);
+    expect(isStartError(refused) && refused.startErrorKind).toBe("address");
+    expect(String(refused)).toContain(`address in use: 127.0.0.1:${server.port};`);
   });
 
   test("stop frees the port and leaves nothing behind", async () => {

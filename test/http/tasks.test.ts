@@ -156,6 +156,62 @@ describe("a client that goes", () => {
   });
 });
 
+describe("a stream behind its last event", () => {
+  test("is 204, so that an EventSource stays away, and nobody counts as its viewer", async () => {
+    const taskId = await submit("fast", { max_tokens: 3 });
+    const events = await (await watch(taskId)).all();
+    const last = events.at(-1)?.id ?? 0;
+    const resume = (after: number, method = "GET") =>
+      ask(`/v1/tasks/${taskId}/stream`, { method, headers: { "last-event-id": String(after) } });
+    for (const [after, method] of [
+      [last, "GET"],
+      [last + 7, "GET"],
+      [last, "HEAD"],
+    ] as const) {
+      const answer = await resume(after, method);
+      expect([answer.status, await answer.text()]).toEqual([204, ""]);
+      expect(answer.headers.get("x-task-id")).toBe(taskId);
+      expect(answer.headers.get("x-correlation-id")).toBeString();
+    }
+    await untilViewers(0);
+    const rest = new SseClient(await resume(last - 1));
+    expect((await rest.all()).map(({ type }) => type)).toEqual(["end"]);
+  });
+
+  test("of a task that goes on waits for what comes", async () => {
+    const taskId = await submit("slow", { max_tokens: 50_000 });
+    await untilState(taskId, "running");
+    const stream = await watch(taskId, { "last-event-id": "49000" });
+    await stream.until("token");
+    await cancel(taskId);
+    expect((await stream.all()).at(-1)).toMatchObject({ type: "error", data: { code: "CANCELED" } });
+    await untilIdle("slow");
+  });
+});
+
+test("a dry run is JSON, whatever else is accepted, and its parameter is held to its values", async () => {
+  const dryRun = (query: string) =>
+    ask(`/v1/tasks?${query}`, {
+      method: "POST",
+      body: bodyFor("fast"),
+      headers: { "content-type": "application/json", ...sse },
+    });
+  const answer = await dryRun("dry_run=true");
+  expect(answer.status).toBe(200);
+  expect(answer.headers.get("content-type")).toContain("application/json");
+  expect(answer.headers.get("x-task-id")).toBeNull();
+  expect(await answer.json()).toMatchObject({
+    dry_run: true,
+    pool_id: "fast",
+    placement: { fallback: false, pools: expect.arrayContaining([{ pool_id: "fast", reason: "pinned" }]) },
+  });
+  for (const query of ["dry_run=yes", "dry_run=1", "dry_run=", "dryrun=true"])
+    expect([query, (await dryRun(query)).status]).toEqual([query, 400]);
+  const real = await dryRun("dry_run=false");
+  expect(real.headers.get("content-type")).toContain("text/event-stream");
+  expect((await new SseClient(real).all()).at(-1)?.type).toBe("end");
+});
+
 describe("many viewers", () => {
   test("two hundred of one task get the same bytes, whenever they came", async () => {
     const taskId = await submit("viewers", { max_tokens: 300 });

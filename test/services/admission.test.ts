@@ -1,7 +1,8 @@
 /** What admission makes of a request: pool, defaults, sizes; what it refuses and what it says then. */
 import { afterEach, describe, expect, test } from "bun:test";
+import { anywhere, type PlacementWish } from "../../src/domain/pool-choice.ts";
 import type { Submission } from "../../src/services/admission.ts";
-import type { Submitted } from "../../src/services/dispatcher.ts";
+import type { Submitted } from "../../src/services/mailbox.ts";
 import { mockPool, Rig, type RigOptions, submission } from "./rig.ts";
 
 let rig: Rig;
@@ -24,6 +25,13 @@ const refused = async (more: Partial<Submission>, error: Record<string, unknown>
   });
   expect(seen).toMatchObject(error);
 };
+
+const pin = (pinPoolId: string, more: Partial<PlacementWish> = {}): Partial<Submission> => ({
+  placement: { ...anywhere, mode: "pin", pinPoolId, ...more },
+});
+const place = (more: Partial<PlacementWish>): Partial<Submission> => ({
+  placement: { ...anywhere, ...more },
+});
 
 const words = (count: number): string => "word ".repeat(count).trim();
 const invalid = (field: string) => ({ code: "INVALID_PARAMS", details: { field } });
@@ -69,7 +77,7 @@ describe("the pool", () => {
 
   test("is the one that is pinned, or that serves the model by any of its names", async () => {
     await two();
-    expect((await submit({ pinPoolId: "big" })).record.spec).toMatchObject({ poolId: "big", pinned: true });
+    expect((await submit(pin("big"))).record.spec).toMatchObject({ poolId: "big", pinned: true });
     expect((await submit({ modelRef: "mock:small" })).record.spec).toMatchObject({
       poolId: "small",
       pinned: false,
@@ -87,12 +95,12 @@ describe("the pool", () => {
   test("must offer the workload and the model; the nearest name is told", async () => {
     await two();
     expect((await submit({ input: { kind: "embedding", inputs: ["a"] } })).record.spec.poolId).toBe("big");
-    await refused(
-      { pinPoolId: "bigg" },
-      { ...invalid("placement.pin_pool_id"), message: expect.stringContaining("big") },
-    );
+    await refused(pin("bigg"), {
+      ...invalid("placement.pin_pool_id"),
+      message: expect.stringContaining("big"),
+    });
     await refused({ modelRef: "mock:smal" }, { details: { field: "model_ref", nearest: "mock:small" } });
-    await refused({ pinPoolId: "big", modelRef: "small" }, { code: "INVALID_PARAMS" });
+    await refused({ ...pin("big"), modelRef: "small" }, invalid("model_ref"));
     await refused({ engine: "llamacpp" }, { code: "INVALID_PARAMS", details: { engine: "llamacpp" } });
     await refused(
       { input: { kind: "rerank", query: "q", inputs: ["a"] } },
@@ -111,7 +119,74 @@ describe("the pool", () => {
     await rig.clock.advance(2000);
     expect(rig.admission.probe().map((p) => p.error?.code ?? null)).toEqual(["POOL_UNAVAILABLE", null]);
     expect((await submit()).record.spec.poolId).toBe("b");
-    await refused({ pinPoolId: "a" }, { code: "POOL_UNAVAILABLE" });
+    await refused(pin("a"), { code: "POOL_UNAVAILABLE" });
+  });
+});
+
+describe("placement", () => {
+  const three = () =>
+    started({
+      pools: [
+        mockPool({ id: "a", modelRef: "mock:a", devices: [0] }),
+        mockPool({ id: "b", modelRef: "mock:b", devices: [0, 1] }),
+        mockPool({ id: "c", modelRef: "mock:c" }),
+      ],
+    });
+  const placed = async (more: Partial<Submission>) => {
+    const { poolId, pinned } = (await submit(more)).record.spec;
+    return [poolId, pinned];
+  };
+
+  test("goes where it is wanted, and elsewhere as far as that is allowed", async () => {
+    await three();
+    const fill = { ...pin("c"), maxTokens: 2000 };
+    expect(await placed(place({ mode: "prefer", preferPools: ["c", "b"] }))).toEqual(["c", false]);
+    for (let n = 0; n < 4; n++) await submit(fill);
+    await refused(pin("c"), { code: "ADMISSION_REJECT", poolId: "c" });
+    expect(await placed(pin("c", { allowFallback: true }))).toEqual(["a", false]);
+    expect(await placed(place({ mode: "prefer", preferPools: ["c", "b"] }))).toEqual(["b", false]);
+    const only = { mode: "prefer", preferPools: ["c"], allowFallback: false } as const;
+    await refused(place(only), { code: "ADMISSION_REJECT", poolId: "c" });
+    expect(await placed(place({ avoidPools: ["a", "c"] }))).toEqual(["b", false]);
+    expect(await placed(pin("b"))).toEqual(["b", true]);
+  });
+
+  test("that leaves no pool is refused with what ruled out each", async () => {
+    await three();
+    expect(await placed(place({ requireDevices: [0] }))).toEqual(["a", false]);
+    await refused(place({ requireDevices: [1] }), {
+      code: "REPLICA_EXHAUSTED",
+      status: 503,
+      message: expect.stringContaining("b is not confined to the devices"),
+      details: {
+        field: "placement",
+        pools: ["a", "b", "c"].map((pool_id) => ({ pool_id, reason: "other_devices" })),
+      },
+    });
+    await refused(place({ avoidPools: ["a", "b", "c"] }), { code: "REPLICA_EXHAUSTED" });
+    await refused(place({ avoidPools: ["d"] }), invalid("placement.avoid_pools"));
+    await refused(place({ mode: "prefer", preferPools: ["aa"] }), {
+      ...invalid("placement.prefer_pools"),
+      message: expect.stringContaining("nearest is a"),
+    });
+  });
+
+  test("and its reasons are logged with the admission", async () => {
+    await three();
+    await submit(place({ mode: "prefer", preferPools: ["b"] }));
+    expect(rig.log.of("task_admitted").at(-1)).toMatchObject({
+      placement: "preferred, a less_preferred, c less_preferred",
+    });
+  });
+
+  test("looks for a pool that is wide enough", async () => {
+    await started({
+      pools: [mockPool({ id: "narrow", ctx: 64 }), mockPool({ id: "wide", modelRef: "mock:w", ctx: 256 })],
+    });
+    expect((await submit({ maxTokens: 100 })).record.spec.poolId).toBe("wide");
+    expect((await submit({ maxTokens: 8, ctx: 65 })).record.spec.poolId).toBe("wide");
+    await refused({ maxTokens: 256 }, { details: { field: "max_tokens", maximum: 255 } });
+    await refused({ ctx: 257 }, { details: { field: "ctx", maximum: 256 } });
   });
 });
 
@@ -180,7 +255,14 @@ describe("a deadline", () => {
     await submit({ maxTokens: 2000 });
     await refused(
       { maxTokens: 1000, deadlineMs: 2000 },
-      { code: "DEADLINE_UNMET", details: { predicted_start_ms: expect.any(Number) } },
+      {
+        code: "DEADLINE_UNMET",
+        details: {
+          earliest_feasible_ms: expect.any(Number),
+          on_time_probability: expect.any(Number),
+          predicted_start_ms: expect.any(Number),
+        },
+      },
     );
     const { record } = await submit({ maxTokens: 10, deadlineMs: 60_000 });
     expect(record.promise.onTimeProbability).toBeGreaterThan(0.9);
@@ -220,5 +302,71 @@ describe("a task_id that comes again", () => {
     await started();
     const { record } = await submit();
     await refused({ taskId: record.spec.taskId }, { code: "CONFLICT" });
+  });
+});
+
+describe("determinism strict", () => {
+  test("goes without cached context", async () => {
+    await started();
+    const { spec } = (await submit({ determinism: "strict" })).record;
+    expect(spec).toMatchObject({ determinism: "strict", kvHint: "cold" });
+    expect((await submit()).record.spec.determinism).toBe("best_effort");
+    await refused({ determinism: "strict", kvHint: "reuse" }, invalid("kv_hint"));
+  });
+});
+
+describe("a dry run", () => {
+  const assess = async (more: Partial<Submission> = {}) => {
+    const assessed = rig.admission.assess(submission(more));
+    assessed.catch(() => undefined);
+    await rig.clock.advance(0);
+    return assessed;
+  };
+  const taskId = "0b9f2f4e-6a1c-4d57-9a44-0c1f5f1c2d3e";
+
+  test("promises what the task would be promised, and leaves no trace", async () => {
+    await started();
+    await submit({ maxTokens: 500 });
+    await submit({ maxTokens: 500 });
+    const calls = rig.metrics.calls.length;
+    const lines = rig.log.lines.length;
+    const before = rig.registry.accepted;
+    const { promise, choice } = await assess({ taskId, maxTokens: 20, deadlineMs: 60_000 });
+    expect(choice).toMatchObject({ poolId: "chat", rule: "only" });
+    expect([rig.registry.accepted, rig.metrics.calls.length, rig.log.lines.length]).toEqual([
+      before,
+      calls,
+      lines,
+    ]);
+    const { record } = await submit({ taskId, maxTokens: 20, deadlineMs: 60_000 });
+    expect(record.promise).toEqual(promise);
+    expect(promise.queuePosition).toBe(1);
+  });
+
+  test("is refused as the task would be, and that is not counted", async () => {
+    await started();
+    for (let n = 0; n < 5; n++) await submit({ maxTokens: 2000 });
+    for (const more of [{}, { modelRef: "none" }, { deadlineMs: 0 }, { maxTokens: 10_000 }] as const) {
+      const seen = await assess(more).catch((error: unknown) => error);
+      const rejected = rig.metrics.of("taskRejected").length;
+      await refused(more, { code: (seen as { code: string }).code, message: (seen as Error).message });
+      expect(rig.metrics.of("taskRejected").length).toBe(rejected + 1);
+    }
+    expect(rig.metrics.of("taskRejected").map(([labels]) => (labels as { reason: string }).reason)).toEqual([
+      "ADMISSION_REJECT",
+      "INVALID_PARAMS",
+      "DEADLINE_UNMET",
+      "INVALID_PARAMS",
+    ]);
+  });
+
+  test("of a task that was accepted before tells its first promise; of another body, the conflict", async () => {
+    await started();
+    const body = { task_id: taskId, prompt: "x" };
+    const { record } = await submit({ taskId, body });
+    await submit({ maxTokens: 500 });
+    expect(await assess({ taskId, body })).toMatchObject({ promise: record.promise, choice: null });
+    const other = assess({ taskId, body: { ...body, prompt: "y" } });
+    expect(await other.catch((error: unknown) => error)).toMatchObject({ code: "CONFLICT" });
   });
 });

@@ -20,7 +20,7 @@ const faulty = (faults: readonly MockFault[], more: Partial<PoolSpec> = {}): Rig
 });
 
 async function accept(more: Partial<TaskSpec> = {}): Promise<TaskRecord> {
-  const submitted = rig.dispatcher.submit(rig.spec(more));
+  const submitted = rig.submit(rig.spec(more));
   await rig.clock.advance(0);
   return (await submitted).record;
 }
@@ -57,7 +57,7 @@ describe("an engine that is lost", () => {
   test("takes all its tasks with it, and they come back in their order", async () => {
     rig = await new Rig(faulty([fault({ nth: 1 })], { slots: 3 })).start();
     // All in one turn: the crash comes before any of them has spoken.
-    const submitted = [1, 2, 3, 4].map(() => rig.dispatcher.submit(rig.spec()));
+    const submitted = [1, 2, 3, 4].map(() => rig.submit(rig.spec()));
     await rig.clock.advance(2000);
     const records = (await Promise.all(submitted)).map((s) => s.record);
     expect(records.map((r) => r.state)).toEqual(["done", "done", "done", "done"]);
@@ -72,7 +72,7 @@ describe("an engine that is lost", () => {
     rig.clock.setTimer(20, () => void rig.dispatcher.cancel(record.spec.taskId, "client"));
     await rig.clock.advance(2000);
     expect(record.error?.code).toBe("CANCELED");
-    expect([await accept().then((r) => r.state), rig.registry.live]).toEqual(["running", 1]);
+    expect([await accept().then((r) => r.state), rig.registry.liveCount]).toEqual(["running", 1]);
   });
 });
 
@@ -171,7 +171,7 @@ describe("a deadline", () => {
 describe("draining", () => {
   test("is over when the last task is done", async () => {
     rig = await new Rig().start();
-    const records = [await accept({ maxTokens: 50 }), await accept()];
+    const record = await accept({ maxTokens: 50 });
     let idle = false;
     rig.dispatcher.close();
     const done = rig.dispatcher.idle().then(() => {
@@ -181,21 +181,42 @@ describe("draining", () => {
     expect(idle).toBe(false);
     await rig.clock.advance(300);
     await done;
-    expect([idle, ...records.map((r) => r.state)]).toEqual([true, "done", "done"]);
+    expect([idle, record.state]).toEqual([true, "done"]);
     await rig.dispatcher.idle();
   });
 
-  test("ends at the deadline for what still runs and waits, told to each", async () => {
+  test("starts nothing that still waits, and keeps it", async () => {
     rig = await new Rig().start();
-    const records = [await accept({ maxTokens: 500 }), await accept()];
+    const running = await accept({ maxTokens: 20 });
+    const waiting = await accept();
     rig.dispatcher.close();
     const done = rig.dispatcher.idle();
-    rig.dispatcher.endAll();
+    await rig.clock.advance(1000);
+    await done;
+    expect([running.state, waiting.state, waiting.log.sealed]).toEqual(["done", "queued", false]);
+    const kept = rig.store.reopen("kill").recover().live;
+    expect(kept.map(({ spec }) => spec.taskId)).toEqual([waiting.spec.taskId]);
+  });
+
+  test("keeps at the deadline what still runs and waits; both run in the next process, in their order", async () => {
+    rig = await new Rig().start();
+    const records = [await accept({ maxTokens: 500 }), await accept()];
+    await rig.clock.advance(100);
+    rig.dispatcher.close();
+    const done = rig.dispatcher.idle();
+    rig.dispatcher.halt();
     await rig.clock.advance(0);
     await done;
-    for (const record of records) expect(lastOf(record)).toBe("WORKER_RESET");
+    expect(records.map(({ log }) => log.sealed)).toEqual([false, false]);
     await rig.clock.advance(100);
-    expect([rig.runner.size, rig.dispatcher.view.slotsBusy("chat-0")]).toEqual([0, 0]);
+    expect(rig.runner.size).toBe(0);
+    const store = rig.store.reopen("power");
+    await rig.stop();
+    rig = await new Rig({ store }).start();
+    await rig.clock.advance(10_000);
+    const ids = records.map(({ spec }) => spec.taskId);
+    expect(rig.log.of("task_started").map((line) => line.task_id)).toEqual(ids);
+    expect(ids.map((id) => rig.registry.get(id).state)).toEqual(["done", "done"]);
   });
 });
 

@@ -3,7 +3,7 @@ import { afterEach, describe, expect, test } from "bun:test";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import { MockAdapter, type MockEngineClient } from "../../src/infra/engines/mock.ts";
-import type { Submitted } from "../../src/services/dispatcher.ts";
+import type { Submitted } from "../../src/services/mailbox.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { readableOf } from "../support/viewer-readable.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
@@ -16,7 +16,7 @@ const tick = () => rig.clock.advance(0);
 
 /** The outcome of a submit: the record, or the refusal. */
 async function submit(more: Partial<TaskSpec> = {}): Promise<Submitted> {
-  const submitted = rig.dispatcher.submit(rig.spec(more));
+  const submitted = rig.submit(rig.spec(more));
   // Looked at below; until then a refusal is nobody's fault.
   submitted.catch(() => undefined);
   await tick();
@@ -122,7 +122,7 @@ describe("the same task_id", () => {
   test("twice in one turn is one task", async () => {
     rig = await new Rig().start();
     const spec = rig.spec();
-    const both = [rig.dispatcher.submit(spec), rig.dispatcher.submit(spec)];
+    const both = [rig.submit(spec), rig.submit(spec)];
     await tick();
     const [first, second] = await Promise.all(both);
     expect([first?.repeated, second?.repeated, second?.record]).toEqual([false, true, first?.record]);
@@ -228,7 +228,7 @@ describe("cancel", () => {
   test("in the same turn as the submit is a canceled task", async () => {
     rig = await new Rig().start();
     const spec = rig.spec();
-    const submitted = rig.dispatcher.submit(spec);
+    const submitted = rig.submit(spec);
     const canceled = rig.dispatcher.cancel(spec.taskId, "client");
     await tick();
     await canceled;

@@ -7,7 +7,16 @@ import { eventsIn, type SeenEvent } from "./rig.ts";
 
 const metrics = (tokens_out: number): Extract<StreamEvent, { type: "metrics" }> => ({
   type: "metrics",
-  data: { queue_depth: 0, on_time_probability: null, kv_warmth: false, tokens_out, tokens_per_second: 1 },
+  data: {
+    queue_depth: 0,
+    on_time_probability: null,
+    kv_warmth: false,
+    tokens_out,
+    tokens_per_second: 1,
+    tokens_budget_remaining: null,
+    time_budget_remaining_ms: null,
+    cost_budget_remaining: null,
+  },
 });
 const canceled: Extract<StreamEvent, { type: "error" }> = {
   type: "error",

@@ -1,5 +1,6 @@
 /** Looking at pools: what is told of replicas, queues and speeds, and that looking changes nothing. */
 import { describe, expect, test } from "bun:test";
+import type { PredictionScores } from "../../src/domain/calibration.ts";
 import { isOrchestratorError } from "../../src/domain/errors.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import { Pools, type QueueView, type SpeedView } from "../../src/services/pools.ts";
@@ -12,7 +13,24 @@ const queues = (busy: Record<string, number> = {}): QueueView => ({
       : { interactive: 0, batch: 0, capacity: 16 },
   slotsBusy: (replicaId) => busy[replicaId] ?? 0,
 });
+const unscored: PredictionScores = {
+  startsScored: 0,
+  intervalCoverage: null,
+  deadlinesScored: 0,
+  brierScore: null,
+  baseRateBrierScore: null,
+};
+const scored: PredictionScores = {
+  startsScored: 10,
+  intervalCoverage: 0.8,
+  deadlinesScored: 4,
+  brierScore: 0.1,
+  baseRateBrierScore: 0.25,
+};
+const prediction = { basis: "learned", interactive: scored, batch: unscored } as const;
+const unknown = { basis: "assumed", interactive: unscored, batch: unscored } as const;
 const speeds: SpeedView = {
+  prediction: (poolId) => (poolId === "chat" ? prediction : unknown),
   speed: (poolId) =>
     poolId === "chat" ? { prefillTps: 900, decodeTps: 42.5 } : { prefillTps: null, decodeTps: null },
   totals: (poolId) =>
@@ -110,7 +128,7 @@ describe("the health of a pool", () => {
         },
       ],
       queue: { interactive: 2, batch: 3, capacity: 16 },
-      metrics: { decodeTps: 42.5, prefillTps: 900, tasksDone: 7, tasksFailed: 1, tokensOut: 700 },
+      metrics: { decodeTps: 42.5, prefillTps: 900, tasksDone: 7, tasksFailed: 1, tokensOut: 700, prediction },
       lastError: backingOff.lastError,
     });
   });
@@ -177,6 +195,7 @@ describe("the gauges for /metrics", () => {
         engineVersion: "mock-1",
         ready: true,
         queue: { interactive: 2, batch: 3 },
+        prediction,
         replicas: [
           { replicaId: "chat-0", kvTokens: { used: 1000, total: 4000 } },
           { replicaId: "chat-1", kvTokens: null },
@@ -188,10 +207,11 @@ describe("the gauges for /metrics", () => {
         engineVersion: null,
         ready: false,
         queue: { interactive: 0, batch: 0 },
+        prediction: unknown,
         replicas: [],
       },
     ]);
-    const unknown = poolsShowing().gauges({ tokensInUse: () => null });
-    expect(unknown[0]?.replicas.map((r) => r.kvTokens)).toEqual([null, null]);
+    const untold = poolsShowing().gauges({ tokensInUse: () => null });
+    expect(untold[0]?.replicas.map((r) => r.kvTokens)).toEqual([null, null]);
   });
 });

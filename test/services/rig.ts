@@ -3,7 +3,9 @@
  * admission and supervisor over the mock engine, all on a virtual clock. Nothing moves unless a test moves it.
  */
 import type { PoolSpec } from "../../src/domain/pool.ts";
+import { anywhere } from "../../src/domain/pool-choice.ts";
 import { samplerProfiles } from "../../src/domain/sampler-profile.ts";
+import type { SessionRules } from "../../src/domain/session.ts";
 import type { Sampling, TaskSpec } from "../../src/domain/task.ts";
 import { MockAdapter } from "../../src/infra/engines/mock.ts";
 import type { EngineAdapter } from "../../src/ports/engine.ts";
@@ -12,9 +14,13 @@ import type { Log, LogFields, Metrics } from "../../src/ports/telemetry.ts";
 import { Admission, type AdmissionOptions, type Submission } from "../../src/services/admission.ts";
 import { AttemptRunner } from "../../src/services/attempt-runner.ts";
 import { Dispatcher } from "../../src/services/dispatcher.ts";
+import type { Submitted } from "../../src/services/mailbox.ts";
+import { type SessionMetrics, Sessions } from "../../src/services/sessions.ts";
 import { Streams, type StreamsOptions } from "../../src/services/streams.ts";
 import { Supervisor } from "../../src/services/supervisor.ts";
+import { TaskArchive } from "../../src/services/task-archive.ts";
 import { TaskRegistry } from "../../src/services/task-registry.ts";
+import { MemoryTaskStore } from "../support/memory-store.ts";
 import { poolSpec } from "../support/replicas.ts";
 import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
 
@@ -32,8 +38,10 @@ export class RecordingLog implements Log {
   }
 }
 
-export class RecordingMetrics implements Metrics {
-  readonly calls: { readonly name: keyof Metrics; readonly args: readonly unknown[] }[] = [];
+type MetricName = keyof Metrics | keyof SessionMetrics;
+
+export class RecordingMetrics implements Metrics, SessionMetrics {
+  readonly calls: { readonly name: MetricName; readonly args: readonly unknown[] }[] = [];
   readonly taskEnqueued = (...args: unknown[]): void => this.add("taskEnqueued", args);
   readonly taskStarted = (...args: unknown[]): void => this.add("taskStarted", args);
   readonly taskCanceled = (...args: unknown[]): void => this.add("taskCanceled", args);
@@ -45,10 +53,13 @@ export class RecordingMetrics implements Metrics {
   readonly backpressure = (...args: unknown[]): void => this.add("backpressure", args);
   readonly placement = (...args: unknown[]): void => this.add("placement", args);
   readonly restart = (...args: unknown[]): void => this.add("restart", args);
-  of(name: keyof Metrics): (readonly unknown[])[] {
+  readonly sessionEvicted = (...args: unknown[]): void => this.add("sessionEvicted", args);
+  readonly sessionTurn = (...args: unknown[]): void => this.add("sessionTurn", args);
+  readonly budgetRefused = (...args: unknown[]): void => this.add("budgetRefused", args);
+  of(name: MetricName): (readonly unknown[])[] {
     return this.calls.filter((call) => call.name === name).map((call) => call.args);
   }
-  private add(name: keyof Metrics, args: readonly unknown[]): void {
+  private add(name: MetricName, args: readonly unknown[]): void {
     this.calls.push({ name, args });
   }
 }
@@ -77,6 +88,10 @@ export interface RigOptions {
   readonly retentionMs?: number;
   readonly minOnTimeProbability?: number;
   readonly batchMaxWaitMs?: number;
+  readonly cutAtDeadline?: boolean;
+  readonly sessions?: Partial<SessionRules>;
+  /** What an earlier rig left. */
+  readonly store?: MemoryTaskStore;
 }
 
 /** A pool of the mock engine: one slot, 10 ms a token, ready at once. */
@@ -100,7 +115,10 @@ export class Rig {
   readonly entropy = new SeededEntropy(7);
   readonly log = new RecordingLog();
   readonly metrics = new RecordingMetrics();
+  readonly store: MemoryTaskStore;
   readonly registry: TaskRegistry;
+  readonly archive: TaskArchive;
+  readonly sessions: Sessions;
   readonly supervisor: Supervisor;
   readonly runner: AttemptRunner;
   readonly dispatcher: Dispatcher;
@@ -126,8 +144,27 @@ export class Rig {
     });
     this.registry = new TaskRegistry(options.retentionMs ?? 3_600_000);
     this.runner = new AttemptRunner(clock, 1000);
+    this.store = options.store ?? new MemoryTaskStore();
+    this.archive = new TaskArchive(this.registry, this.store);
+    this.sessions = new Sessions({
+      clock,
+      metrics,
+      rules: {
+        ttlMs: 60_000,
+        turnsMax: 8,
+        budget: { tokens: null, timeMs: null, cost: null },
+        ...options.sessions,
+      },
+      allowanceOf: () => null,
+      onRemoved: (removed) => this.dispatcher.sessionRemoved(removed),
+    });
     this.dispatcher = new Dispatcher({
       clock,
+      archive: this.archive,
+      store: this.store,
+      sessions: this.sessions,
+      fair: "fifo",
+      cutAtDeadline: options.cutAtDeadline ?? false,
       log,
       metrics,
       control: this.supervisor,
@@ -143,6 +180,7 @@ export class Rig {
       clock,
       { heartbeatMs: 1000, disconnectGraceMs: 500, streamsPerKeyMax: 8, ...options.streams },
       (taskId, reason) => void this.dispatcher.cancel(taskId, reason),
+      (taskId) => this.dispatcher.noteWatched(taskId),
     );
     this.admission = new Admission(this.dispatcher, this.pools, entropy, {
       defaultMaxTokens: 8,
@@ -154,6 +192,7 @@ export class Rig {
   /** Starts the engines and waits until they are ready, where they become so within a second. */
   async start(): Promise<this> {
     this.supervisor.start(this.pools, this.dispatcher);
+    for (const record of this.dispatcher.recover()) this.streams.expect(record);
     await this.clock.advance(1000);
     return this;
   }
@@ -161,13 +200,19 @@ export class Rig {
   /** Everything ends; what is still armed or fatal then is a failure of the test that used the rig. */
   async stop(): Promise<void> {
     this.dispatcher.close();
-    this.dispatcher.endAll();
+    this.dispatcher.halt();
+    this.streams.suspend();
     await this.clock.advance(0);
     void this.supervisor.stop();
     await this.clock.advance(1000);
     this.streams.close();
+    this.sessions.close();
     if (this.fatal.length > 0) throw this.fatal[0];
     if (this.clock.pendingTimers > 0) throw new Error(`${this.clock.pendingTimers} timers are left`);
+  }
+
+  submit(spec: TaskSpec): Promise<Submitted> {
+    return this.dispatcher.submit(spec, { why: "the only pool", fallback: false, candidates: 1 });
   }
 
   /** A spec that runs `maxTokens` tokens on the first pool. */
@@ -185,12 +230,14 @@ export class Rig {
       modelRef: "mock:words",
       priority: "interactive",
       seed: 1,
+      determinism: "best_effort",
       samplerProfileVersion: "v1",
       sampling: profile,
       maxTokens: 5,
       ctx: 4096,
       deadlineMs: null,
       expectedTokens: null,
+      budget: null,
       kvHint: "reuse",
       onDisconnect: "cancel",
       metadata: {},
@@ -212,14 +259,16 @@ export const submission = (more: Partial<Submission> = {}): Submission => ({
   input: { kind: "prompt", prompt: "Tell me of the river" },
   modelRef: null,
   engine: null,
-  pinPoolId: null,
+  placement: anywhere,
   ctx: null,
   priority: null,
   seed: null,
+  determinism: null,
   sampling: {},
   maxTokens: null,
   deadlineMs: null,
   expectedTokens: null,
+  budget: null,
   kvHint: null,
   onDisconnect: null,
   metadata: {},

@@ -25,7 +25,7 @@ async function running(more: Partial<TaskSpec> = {}): Promise<TaskRecord> {
 }
 
 async function submit(more: Partial<TaskSpec> = {}): Promise<TaskRecord> {
-  const submitted = rig.dispatcher.submit(rig.spec(more));
+  const submitted = rig.submit(rig.spec(more));
   await rig.clock.advance(0);
   return (await submitted).record;
 }

@@ -3,24 +3,16 @@
  * wrong. Shares no code with src. Within one instant of virtual time there is no order that an onlooker could rely
  * on, so the rules are judged against what was so in an earlier instant.
  */
+import { type Instance, PoolRules, type PoolRulesOptions } from "./pool-rules.ts";
 import type { EngineWatcher } from "./scripted-engine.ts";
-import { type Seen, TaskStory } from "./task-story.ts";
+import { SessionRules } from "./session-rules.ts";
+import { type EndRules, type Seen, TaskStory } from "./task-story.ts";
 
-export interface CheckerOptions {
-  readonly pools: readonly { readonly id: string; readonly capacity: number }[];
-  readonly batchMaxWaitMs: number;
-  readonly attemptsMax: number;
+export interface CheckerOptions extends EndRules {
+  readonly pools: readonly Pick<PoolRulesOptions, "id" | "capacity" | "fullPolicy">[];
+  readonly order: Pick<PoolRulesOptions, "batchMaxWaitMs" | "fair" | "affinityWaitMs">;
+  readonly sessions: { readonly ttlMs: number; readonly turnsMax: number };
   readonly disconnectGraceMs: number;
-}
-
-interface Instance {
-  readonly id: number;
-  readonly pool: string;
-  readonly slots: number;
-  readonly servesSinceMs: number;
-  goneAtMs: number | null;
-  /** Generation by slot, from its beginning until the engine freed the slot. */
-  readonly taken: Map<number, number>;
 }
 
 interface Generation {
@@ -31,37 +23,33 @@ interface Generation {
   aborted: boolean;
 }
 
-interface PoolSight {
-  readonly id: string;
-  readonly capacity: number;
-  /** Sent and not known to be over before this instant. */
-  readonly live: Set<TaskStory>;
-  /** Starts that are not aged ones since the last aged one that overtook; Infinity: not known. */
-  startsSinceOvertaken: number;
-}
-
 export class Checker implements EngineWatcher {
   readonly violations: string[] = [];
   readonly stories = new Map<string, TaskStory>();
-  readonly counts = { starts: 0, agedStarts: 0, putBacks: 0, engines: 0, enginesLost: 0, tokens: 0 };
-  private readonly pools: Map<string, PoolSight>;
+  readonly counts = { starts: 0, putBacks: 0, engines: 0, enginesLost: 0, tokens: 0, restarts: 0 };
+  private readonly pools: Map<string, PoolRules>;
+  private readonly sessions: SessionRules;
   private readonly instances = new Map<number, Instance>();
   private readonly running = new Map<number, Generation>();
   private readonly kinds = new Map<string, number>();
   private instantMs = 0;
   private closedAtMs = Number.POSITIVE_INFINITY;
-  private drainedAtMs = Number.NaN;
 
   constructor(
     private readonly options: CheckerOptions,
     private readonly nowMs: () => number,
   ) {
+    const violation = (what: string) => this.violation(what);
     this.pools = new Map(
-      options.pools.map((p) => [
-        p.id,
-        { ...p, live: new Set<TaskStory>(), startsSinceOvertaken: Number.POSITIVE_INFINITY },
-      ]),
+      options.pools.map((p) => [p.id, new PoolRules({ ...p, ...options.order }, violation)]),
     );
+    this.sessions = new SessionRules(options.sessions, violation);
+  }
+
+  get agedStarts(): number {
+    let sum = 0;
+    for (const pool of this.pools.values()) sum += pool.agedStarts;
+    return sum;
   }
 
   /** Of violations that differ in their numbers only, the first ones are enough. */
@@ -83,12 +71,14 @@ export class Checker implements EngineWatcher {
   }
 
   accepted(taskId: string): void {
-    this.look();
+    const nowMs = this.look();
     const story = this.story(taskId);
     story.accepted = true;
     if (story.seen.atMs > this.closedAtMs)
       this.violation(`task ${story.nth} was taken after the daemon was closed`);
     if (story.phase === "sent") story.wait(story.seen.atMs);
+    this.sessions.accepted(story, nowMs);
+    if (story.phase === "ended") this.sessions.ended(story, nowMs);
   }
 
   refused(taskId: string, code: string): void {
@@ -96,23 +86,16 @@ export class Checker implements EngineWatcher {
     const story = this.story(taskId);
     story.refused = code;
     if (story.phase !== "sent") this.violation(`task ${story.nth} was refused after it ${story.phase}`);
-    const pool = this.poolOf(story);
-    // All that may have waited at some moment of this instant.
-    const waiting = [...pool.live].filter(
-      (s) => s !== story && (s.cutAtMs ?? nowMs) === nowMs && (s.leftQueueAtMs ?? nowMs) === nowMs,
-    );
-    if (code === "ADMISSION_REJECT") {
-      if (waiting.length < pool.capacity)
-        this.violation(
-          `task ${story.nth} was refused, but ${waiting.length} of ${pool.capacity} tasks waited`,
-        );
-    } else if (code === "POOL_UNAVAILABLE") {
-      if (this.serves(pool.id))
-        this.violation(`task ${story.nth} was told POOL_UNAVAILABLE while an engine of ${pool.id} served`);
-    } else if (code !== "POOL_UNREADY" || this.closedAtMs > nowMs)
-      this.violation(`task ${story.nth} was refused with ${code}`);
     if (code !== "POOL_UNREADY" && this.closedAtMs < nowMs)
       this.violation(`task ${story.nth} was not told that the daemon is closed`);
+    const pool = this.poolOf(story);
+    if (pool.judgeRefusal(story, code, nowMs) || this.sessions.refused(story, code, nowMs)) return;
+    if (code === "POOL_UNAVAILABLE") {
+      if (this.serves(pool.options.id))
+        this.violation(`task ${story.nth} was told POOL_UNAVAILABLE while an engine of its pool served`);
+    } else if (code === "DEADLINE_UNMET" && story.seen.deadlineMs !== null) return;
+    else if (code !== "POOL_UNREADY" || this.closedAtMs > nowMs)
+      this.violation(`task ${story.nth} was refused with ${code}`);
   }
 
   cancelRequested(taskId: string): void {
@@ -134,16 +117,10 @@ export class Checker implements EngineWatcher {
     story.read(text);
     if (story.terminal === null || story.phase === "ended") return;
     this.counts.tokens += story.tokens;
-    // At the end of a drain whatever is live ends, for that reason alone.
-    if (nowMs === this.drainedAtMs && story.terminal.code === "WORKER_RESET") story.leave("ended", nowMs);
-    else
-      story.judgeEnd(
-        nowMs,
-        this.serves(story.seen.poolId),
-        this.counts.enginesLost > 0,
-        this.options.attemptsMax,
-      );
+    if (story.terminal.code === "QUEUE_FULL_DROP_LRU") this.poolOf(story).judgeDrop(story, nowMs);
+    story.judgeEnd(nowMs, this.serves(story.seen.poolId), this.counts.enginesLost > 0, this.options);
     story.leave("ended", nowMs);
+    this.sessions.ended(story, nowMs);
   }
 
   /** What a viewer reads who came before the end; judged against the whole log later. */
@@ -158,20 +135,60 @@ export class Checker implements EngineWatcher {
     this.closedAtMs = this.look();
   }
 
-  drained(): void {
-    this.drainedAtMs = this.look();
-  }
-
-  /** The daemon says that nothing is live any more. */
+  /** The daemon says that nothing runs any more. */
   idle(): void {
     this.look();
-    this.nothingLives("while the daemon says it is idle");
+    for (const pool of this.pools.values())
+      for (const { nth, phase } of pool.live)
+        if (phase === "running") this.violation(`task ${nth} is running while the daemon says it is idle`);
   }
 
-  private nothingLives(when: string): void {
-    for (const pool of this.pools.values())
-      for (const { nth, phase, accepted } of pool.live)
-        if (accepted && phase !== "ended") this.violation(`task ${nth} is ${phase} ${when}`);
+  /** The daemon is gone, and its engines with it. */
+  gone(): void {
+    const nowMs = this.look();
+    this.counts.restarts++;
+    this.running.clear();
+    for (const instance of this.instances.values()) instance.goneAtMs ??= nowMs;
+    for (const pool of this.pools.values()) {
+      pool.instances.clear();
+      pool.lostCount();
+    }
+  }
+
+  /**
+   * It is back. `live`: the tasks that it will work on, in its order; `knows`: those it remembers as ended. Whoever
+   * had an answer finds his task in one of them, an ended one never in the first.
+   */
+  cameBack(live: readonly string[], knows: (taskId: string) => boolean): void {
+    const nowMs = this.look();
+    this.closedAtMs = Number.POSITIVE_INFINITY;
+    const again = new Set(live);
+    if (again.size < live.length) this.violation("a task was recovered twice");
+    let last = -1;
+    for (const taskId of live) {
+      const story = this.story(taskId);
+      if (story.nth < last) this.violation(`task ${story.nth} was recovered behind task ${last}`);
+      last = story.nth;
+      if (story.phase === "ended") this.violation(`task ${story.nth} had ended and was recovered`);
+      if (story.cancelResolved) this.violation(`task ${story.nth} was canceled and was recovered`);
+      if (story.refused !== null) this.violation(`task ${story.nth} was refused and was recovered`);
+      const unanswered = !story.accepted;
+      story.waitAgain(nowMs);
+      // Whether somebody watched it is not known any more: whoever wants it comes back within the grace.
+      story.lastLeftAtMs = nowMs;
+      this.poolOf(story).live.add(story);
+      if (unanswered) this.sessions.accepted(story, nowMs);
+    }
+    for (const story of this.stories.values()) {
+      if (again.has(story.seen.taskId) || story.phase === "ended" || story.refused !== null) continue;
+      if (story.accepted && !knows(story.seen.taskId))
+        this.violation(`task ${story.nth} is lost: it was ${story.phase} when the daemon was restarted`);
+      // Its end was stored and nobody heard of it, or it was never taken.
+      if (story.accepted) this.sessions.ended(story, nowMs);
+      else story.refused = "NO_ANSWER";
+      story.leave("ended", nowMs);
+      story.unheard = true;
+    }
   }
 
   viewerCame(taskId: string): void {
@@ -220,14 +237,10 @@ export class Checker implements EngineWatcher {
   engineServes(id: number, pool: string, _replicaId: string, slots: number): void {
     this.look();
     this.counts.engines++;
-    this.instances.set(id, {
-      id,
-      pool,
-      slots,
-      servesSinceMs: this.nowMs(),
-      goneAtMs: null,
-      taken: new Map(),
-    });
+    const servesSinceMs = this.nowMs();
+    const instance: Instance = { id, pool, slots, servesSinceMs, goneAtMs: null, taken: new Map() };
+    this.instances.set(id, instance);
+    this.pools.get(pool)?.instances.add(instance);
   }
 
   engineGone(id: number): void {
@@ -236,29 +249,29 @@ export class Checker implements EngineWatcher {
     if (instance === undefined) return;
     this.counts.enginesLost++;
     instance.goneAtMs = nowMs;
-    // Starts that were decided for it may never reach it: they cannot be counted from here.
     const pool = this.pools.get(instance.pool);
-    if (pool !== undefined) pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
+    pool?.instances.delete(instance);
+    pool?.lostCount();
   }
 
   generationBegan(instanceId: number, slot: number, id: number, taskId: string): void {
     const nowMs = this.look();
     const story = this.story(taskId);
     const instance = this.instances.get(instanceId);
+    const pool = this.poolOf(story);
     this.counts.starts++;
     if (instance === undefined) this.violation(`task ${story.nth} started on an engine that was not ready`);
     else {
-      if (instance.goneAtMs !== null && instance.goneAtMs < nowMs)
-        this.violation(`task ${story.nth} started on an engine that was lost`);
-      if (slot < 0 || slot >= instance.slots) this.violation(`task ${story.nth} started in slot ${slot}`);
-      if (instance.taken.has(slot))
-        this.violation(`task ${story.nth} started in slot ${slot}, which is busy`);
-      if (instance.pool !== story.seen.poolId) this.violation(`task ${story.nth} started in another pool`);
-      instance.taken.set(slot, id);
+      pool.judgeSlot(story, instance, slot, nowMs);
+      instance.taken.set(slot, story);
     }
+    if (this.closedAtMs < nowMs) this.violation(`task ${story.nth} started after the daemon was closed`);
     if (story.phase === "running" || story.phase === "ended")
       this.violation(`task ${story.nth} started while it was ${story.phase}`);
-    this.judgeOrder(story, nowMs);
+    const { deadlineMs, atMs } = story.seen;
+    if (deadlineMs !== null && atMs + deadlineMs < nowMs - 0.001)
+      this.violation(`task ${story.nth} started after its deadline`);
+    pool.judgeOrder(story, nowMs);
     story.leave("running", nowMs);
     story.begin(id);
     if (story.attempts > this.options.attemptsMax)
@@ -304,56 +317,17 @@ export class Checker implements EngineWatcher {
 
   // ---- rules ----
 
-  /** Order among the starts of a pool. */
-  private judgeOrder(story: TaskStory, nowMs: number): void {
-    const pool = this.poolOf(story);
-    const { batchMaxWaitMs } = this.options;
-    const waiting = [...pool.live].filter((s) => s !== story && s.certainlyWaits(nowMs));
-    const passed = waiting.find((s) => s.seen.priority === story.seen.priority && s.nth < story.nth);
-    if (passed !== undefined)
-      this.violation(`task ${story.nth} started before task ${passed.nth} of its class`);
-    const batch = story.seen.priority === "batch";
-    const interactive = waiting.find((s) => s.seen.priority === "interactive");
-    if (batch && interactive !== undefined) {
-      this.counts.agedStarts++;
-      if (nowMs - story.seen.atMs < batchMaxWaitMs)
-        this.violation(`batch task ${story.nth} started before interactive task ${interactive.nth}`);
-      if (pool.startsSinceOvertaken < 3)
-        this.violation(`batch task ${story.nth} overtook after ${pool.startsSinceOvertaken} other starts`);
-      pool.startsSinceOvertaken = 0;
-    } else pool.startsSinceOvertaken++;
-    for (const other of waiting) {
-      if (other.seen.priority !== "batch" || other.seen.atMs + batchMaxWaitMs >= nowMs) continue;
-      if (batch) other.batchStartsWhileAged++;
-      else other.interactiveStartsWhileAged++;
-      // Every fourth start is a batch task's: the stated bound of 4(k+1), seen from the other side.
-      if (other.interactiveStartsWhileAged > 3 * (other.batchStartsWhileAged + 1))
-        this.violation(
-          `aged batch task ${other.nth} watched ${other.interactiveStartsWhileAged} interactive starts`,
-        );
-    }
-  }
-
   /** Called with every observation: when time has moved, what was left of the instant before is judged. */
   private look(): number {
     const nowMs = this.nowMs();
     if (nowMs === this.instantMs) return nowMs;
-    if (this.drainedAtMs === this.instantMs) this.nothingLives("after the drain");
     for (const pool of this.pools.values()) {
       for (const story of pool.live) {
         if (story.phase === "ended" || story.refused !== null) pool.live.delete(story);
         else this.judgeWatchers(story, nowMs);
       }
-      const waiting = [...pool.live].filter((s) => s.accepted && s.phase === "waiting");
-      const counted = waiting.filter((s) => s.cutAtMs === null).length;
-      if (counted > pool.capacity)
-        this.violation(`${counted} tasks waited in ${pool.id}, which has ${pool.capacity} places`);
-      if (waiting.length === 0) continue;
-      const idle = this.serving(pool.id).find((i) => i.taken.size < i.slots);
-      if (idle !== undefined)
-        this.violation(
-          `engine ${idle.id} of ${pool.id} had a free slot while ${waiting.length} tasks waited`,
-        );
+      // Whoever waits for the end of a drain waits for the next start.
+      if (this.closedAtMs === Number.POSITIVE_INFINITY) pool.judgeRest(nowMs, this.instantMs);
     }
     for (const { story, aborted } of this.running.values())
       if (story.phase === "ended" && !aborted)
@@ -367,6 +341,7 @@ export class Checker implements EngineWatcher {
     this.look();
     for (const story of this.stories.values()) {
       if (story.refused !== null) continue;
+      if (story.unheard) continue;
       if (!story.accepted) this.violation(`task ${story.nth} was never answered`);
       else if (story.phase !== "ended")
         this.violation(`task ${story.nth} is lost: it is still ${story.phase}`);
@@ -380,21 +355,15 @@ export class Checker implements EngineWatcher {
     return story;
   }
 
-  private poolOf(story: TaskStory): PoolSight {
+  private poolOf(story: TaskStory): PoolRules {
     const pool = this.pools.get(story.seen.poolId);
     if (pool === undefined) throw new Error(`there is no pool ${story.seen.poolId}`);
     return pool;
   }
 
-  private serving(pool: string): Instance[] {
-    const found: Instance[] = [];
-    for (const one of this.instances.values())
-      if (one.pool === pool && one.goneAtMs === null) found.push(one);
-    return found;
-  }
-
   /** Since an earlier instant. */
   private serves(pool: string): boolean {
-    return this.serving(pool).some((i) => i.servesSinceMs < this.nowMs());
+    const instances = [...(this.pools.get(pool)?.instances ?? [])];
+    return instances.some((i) => i.servesSinceMs < this.nowMs());
   }
 }

@@ -2,13 +2,15 @@
  * Daemons that are broken on purpose, each in one way, through the seams that the world has anyway. The checker is
  * worth something only as long as it notices every one of them.
  */
-import type { ReplicaSnapshot, WarmUpSpeed } from "../../src/domain/pool.ts";
+import type { FullPolicy, ReplicaSnapshot, WarmUpSpeed } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { EngineClient, GenerateSink } from "../../src/ports/engine.ts";
+import type { Recovered, StoredTask, StoreOp, TaskStore } from "../../src/ports/task-store.ts";
 import { type Attempt, type AttemptListener, AttemptRunner } from "../../src/services/attempt-runner.ts";
-import { Dispatcher, type DispatcherDeps, type Submitted } from "../../src/services/dispatcher.ts";
+import { Dispatcher, type DispatcherDeps } from "../../src/services/dispatcher.ts";
+import type { PlacementNote, Submitted } from "../../src/services/mailbox.ts";
 import type { TaskRegistry } from "../../src/services/task-registry.ts";
-import type { Parts } from "./world.ts";
+import type { Parts } from "./daemon.ts";
 
 export interface Mutant {
   readonly what: string;
@@ -37,23 +39,86 @@ class DroppingDispatcher extends Dispatcher {
     super(deps);
     this.registry = deps.registry;
   }
-  override submit(spec: TaskSpec): Promise<Submitted> {
+  override submit(spec: TaskSpec, note: PlacementNote): Promise<Submitted> {
     this.count++;
-    if (this.count % 50 !== 0) return super.submit(spec);
-    const promise = { queuePosition: 0, startMs: 0, endMs: 0, onTimeProbability: null };
+    if (this.count % 50 !== 0) return super.submit(spec, note);
+    const promise = {
+      queuePosition: 0,
+      startMs: 0,
+      startLowMs: 0,
+      startHighMs: 0,
+      endMs: 0,
+      onTimeProbability: null,
+      basis: "assumed" as const,
+    };
     return Promise.resolve({ record: this.registry.add(spec, promise, 1, 0), repeated: false });
   }
 }
 
-class BatchFirstDispatcher extends Dispatcher {
-  override submit(spec: TaskSpec): Promise<Submitted> {
-    return super.submit({ ...spec, priority: spec.priority === "batch" ? "interactive" : "batch" });
+/** Everything that is sent, made into something else. */
+abstract class ChangingDispatcher extends Dispatcher {
+  protected abstract changed(spec: TaskSpec): TaskSpec;
+  override submit(spec: TaskSpec, note: PlacementNote): Promise<Submitted> {
+    return super.submit(this.changed(spec), note);
   }
 }
 
-class OneClassDispatcher extends Dispatcher {
-  override submit(spec: TaskSpec): Promise<Submitted> {
-    return super.submit({ ...spec, priority: "interactive" });
+class BatchFirstDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    return { ...spec, priority: spec.priority === "batch" ? "interactive" : "batch" };
+  }
+}
+
+class OneClassDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    return { ...spec, priority: "interactive" };
+  }
+}
+
+class SociableDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    return { ...spec, determinism: "best_effort" };
+  }
+}
+
+class SpendthriftDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    return { ...spec, budget: null };
+  }
+}
+
+class EndlessSessionDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    return { ...spec, sessionId: null };
+  }
+}
+
+class UntimelyDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    return { ...spec, deadlineMs: null };
+  }
+}
+
+class ByKeyDispatcher extends Dispatcher {
+  constructor(deps: DispatcherDeps) {
+    super({ ...deps, fair: "per-key" });
+  }
+}
+
+const withPolicy = (deps: DispatcherDeps, policy: (is: FullPolicy) => FullPolicy): DispatcherDeps => ({
+  ...deps,
+  pools: deps.pools.map((p) => ({ ...p, fullPolicy: policy(p.fullPolicy) })),
+});
+
+class DropperDispatcher extends Dispatcher {
+  constructor(deps: DispatcherDeps) {
+    super(withPolicy(deps, (is) => (is === "reject" ? "drop-lru" : is)));
+  }
+}
+
+class KeeperDispatcher extends Dispatcher {
+  constructor(deps: DispatcherDeps) {
+    super(withPolicy(deps, (is) => (is === "shed-low-priority" ? "drop-lru" : is)));
   }
 }
 
@@ -67,13 +132,13 @@ class NeverAgingDispatcher extends Dispatcher {
 class OvertakingDispatcher extends Dispatcher {
   private count = 0;
   private held: (() => void) | null = null;
-  override submit(spec: TaskSpec): Promise<Submitted> {
+  override submit(spec: TaskSpec, note: PlacementNote): Promise<Submitted> {
     this.count++;
     if (this.count % 10 === 0)
       return new Promise((resolve, reject) => {
-        this.held = () => super.submit(spec).then(resolve, reject);
+        this.held = () => super.submit(spec, note).then(resolve, reject);
       });
-    const submitted = super.submit(spec);
+    const submitted = super.submit(spec, note);
     this.held?.();
     this.held = null;
     return submitted;
@@ -84,12 +149,6 @@ class HastyCancelDispatcher extends Dispatcher {
   override cancel(...cancel: Parameters<Dispatcher["cancel"]>): Promise<void> {
     void super.cancel(...cancel);
     return Promise.resolve();
-  }
-}
-
-class LeakingDispatcher extends Dispatcher {
-  override slotFreed(): void {
-    // Nobody is told.
   }
 }
 
@@ -160,9 +219,69 @@ class SwallowingRunner extends SinkRunner {
   }
 }
 
-class UndrainedDispatcher extends Dispatcher {
-  override endAll(): void {
-    // Nothing ends.
+class UnclosedDispatcher extends Dispatcher {
+  override close(): void {
+    // It goes on.
+  }
+}
+
+/** Between the dispatcher and what it stores. */
+abstract class StoreBetween implements TaskStore {
+  constructor(protected readonly store: TaskStore) {}
+  recover(): Recovered {
+    return this.store.recover();
+  }
+  write(batch: readonly StoreOp[]): void {
+    this.store.write(batch);
+  }
+  synced(): Promise<void> {
+    return this.store.synced();
+  }
+  find(taskId: string): StoredTask | null {
+    return this.store.find(taskId);
+  }
+  list(...query: Parameters<TaskStore["list"]>): readonly StoredTask[] {
+    return this.store.list(...query);
+  }
+  prune(...bounds: Parameters<TaskStore["prune"]>): number {
+    return this.store.prune(...bounds);
+  }
+  sizeBytes(): number {
+    return this.store.sizeBytes();
+  }
+  close(): Promise<void> {
+    return this.store.close();
+  }
+}
+
+class LeakyStore extends StoreBetween {
+  private lost = new Set<string>();
+  private count = 0;
+  override write(batch: readonly StoreOp[]): void {
+    const kept = batch.filter((op) => {
+      if (op.kind === "task_ended") return !this.lost.has(op.taskId);
+      if (op.kind !== "task_admitted") return true;
+      this.count++;
+      if (this.count % 5 === 0) this.lost.add(op.task.spec.taskId);
+      return this.count % 5 !== 0;
+    });
+    super.write(kept);
+  }
+}
+
+class UnendingStore extends StoreBetween {
+  override write(batch: readonly StoreOp[]): void {
+    super.write(batch.filter((op) => op.kind !== "task_ended"));
+  }
+}
+
+class ShufflingStore extends StoreBetween {
+  override recover(): Recovered {
+    const recovered = super.recover();
+    const ordinals = recovered.live.map(({ ordinal }) => ordinal);
+    // The last one stands where the first one stood.
+    const live = recovered.live.map((task, at) => ({ ...task, ordinal: ordinals.at(-1 - at) ?? 0 }));
+    return { ...recovered, live: live.reverse() };
   }
 }
 
@@ -204,11 +323,6 @@ export const mutants: readonly Mutant[] = [
     noticed: /resolved while/,
   },
   {
-    what: "never hears of freed slots",
-    parts: { Dispatcher: LeakingDispatcher },
-    noticed: /had a free slot/,
-  },
-  {
     what: "does not cut what was canceled",
     parts: { AttemptRunner: UncutRunner },
     noticed: /still works for task/,
@@ -225,9 +339,59 @@ export const mutants: readonly Mutant[] = [
   },
   { what: "tries once too often", parts: { Dispatcher: StubbornDispatcher }, noticed: /had 4 attempts/ },
   {
-    what: "does not end what a drain left",
-    parts: { Dispatcher: UndrainedDispatcher },
-    noticed: /after the drain/,
+    what: "goes on after it was closed",
+    parts: { Dispatcher: UnclosedDispatcher },
+    noticed: /after the daemon was closed|not told that the daemon is closed/,
+  },
+  {
+    what: "lets others run beside a strict task",
+    parts: { Dispatcher: SociableDispatcher },
+    noticed: /beside strict task|is not alone on its engine/,
+  },
+  {
+    what: "lets a session spend more than it may",
+    parts: { Dispatcher: SpendthriftDispatcher },
+    noticed: /overshoots the budget/,
+  },
+  {
+    what: "counts no turns",
+    parts: { Dispatcher: EndlessSessionDispatcher },
+    noticed: /of a session of/,
+  },
+  {
+    what: "starts what is too late",
+    parts: { Dispatcher: UntimelyDispatcher },
+    noticed: /after its deadline/,
+  },
+  {
+    what: "takes turns by key where order of admission is promised",
+    parts: { Dispatcher: ByKeyDispatcher },
+    noticed: /before task \d+ of its class/,
+  },
+  {
+    what: "drops what it should keep",
+    parts: { Dispatcher: DropperDispatcher },
+    noticed: /was dropped under reject/,
+  },
+  {
+    what: "drops instead of shedding",
+    parts: { Dispatcher: KeeperDispatcher },
+    noticed: /was dropped under shed/,
+  },
+  {
+    what: "does not store every task that it takes",
+    parts: { storeOf: (store) => new LeakyStore(store) },
+    noticed: /is lost: it was/,
+  },
+  {
+    what: "does not store how tasks ended",
+    parts: { storeOf: (store) => new UnendingStore(store) },
+    noticed: /had ended and was recovered/,
+  },
+  {
+    what: "comes back with its queue turned round",
+    parts: { storeOf: (store) => new ShufflingStore(store) },
+    noticed: /was recovered behind|before task \d+ of its class/,
   },
   { what: "says tokens twice", parts: { AttemptRunner: StutteringRunner }, noticed: /is not the word/ },
   { what: "swallows a token", parts: { AttemptRunner: SwallowingRunner }, noticed: /is not the word/ },

@@ -47,6 +47,7 @@ const slotConfirmMs = 900;
 export class ScriptedAdapter implements EngineAdapter {
   readonly kind = "mock";
   private instances = 0;
+  private readonly alive = new Set<ScriptedEngine>();
   /** Counts over all engines; a token's text begins with it. */
   generations = 0;
   /** From then on engines behave; what has gone wrong already stays wrong. */
@@ -65,7 +66,19 @@ export class ScriptedAdapter implements EngineAdapter {
 
   connectInProcess(pool: PoolSpec, replicaId: string): EngineClient {
     this.instances++;
-    return new ScriptedEngine(this, this.instances, pool, replicaId);
+    const engine = new ScriptedEngine(this, this.instances, pool, replicaId);
+    this.alive.add(engine);
+    return engine;
+  }
+
+  /** They die with their daemon, and nobody is left to be told. */
+  killAll(): void {
+    for (const engine of this.alive) engine.kill();
+    this.alive.clear();
+  }
+
+  dead(engine: ScriptedEngine): void {
+    this.alive.delete(engine);
   }
 
   startFault(): (typeof startFaults)[number] | null {
@@ -130,6 +143,7 @@ class ScriptedEngine implements EngineClient {
       modelPath: null,
       modelSizeBytes: null,
       modelParams: null,
+      kvBytesPerToken: null,
       ctxTrain: null,
       hasChatTemplate: false,
       workloads,
@@ -222,6 +236,9 @@ class ScriptedEngine implements EngineClient {
   async slots(): Promise<[]> {
     return [];
   }
+  async eraseContext(): Promise<void> {
+    // Nothing is kept that could be seen.
+  }
   onLogLine(): void {
     // It writes no log.
   }
@@ -243,8 +260,13 @@ class ScriptedEngine implements EngineClient {
     this.exit("scripted: the engine vanished");
   }
 
+  kill(): void {
+    this.end(new EngineError("connection", "scripted: its daemon died"), false);
+  }
+
   private end(error: EngineError, tell: boolean): void {
     if (this.gone === null) {
+      this.by.dead(this);
       this.gone = error;
       for (const timer of this.timers) timer.cancel();
       for (const { timer } of this.slotsTaken.values()) timer?.cancel();

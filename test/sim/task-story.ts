@@ -3,9 +3,22 @@
  * The rules about a single task's stream are here; those about many tasks in checker.ts.
  */
 
+export interface EndRules {
+  readonly attemptsMax: number;
+  /** What runs is cut when its deadline passes. */
+  readonly cutAtDeadline: boolean;
+}
+
 export interface Seen {
   readonly taskId: string;
   readonly poolId: string;
+  readonly keyId: string;
+  readonly sessionId: string | null;
+  /** What it asks its session to be bounded by, tokens. */
+  readonly budgetTokens: number | null;
+  /** It must be alone on its engine. */
+  readonly strict: boolean;
+  readonly tokensIn: number;
   readonly priority: "interactive" | "batch";
   readonly tokens: number;
   readonly deadlineMs: number | null;
@@ -15,6 +28,12 @@ export interface Seen {
   readonly atMs: number;
 }
 
+/**
+ * So long before its deadline a task that waits may be given up, because no engine here could make it any more: what
+ * a slow one takes for so many tokens.
+ */
+const earlyMs = (tokens: number): number => 15 + 18 * tokens;
+
 export class TaskStory {
   accepted = false;
   refused: string | null = null;
@@ -23,11 +42,15 @@ export class TaskStory {
   leftQueueAtMs: number | null = null;
   /** When it was first put back after a start: from then on it does not count against the capacity. */
   cutAtMs: number | null = null;
+  /** When something first started before it, although it had come earlier. */
+  passedSinceMs: number | null = null;
   /** Those that count for on_disconnect. */
   viewers = 0;
   lastLeftAtMs: number | null = null;
   cancelAtMs: number | null = null;
   cancelResolved = false;
+  /** It ended while the daemon was away: its last frame was seen by nobody. */
+  unheard = false;
   attempts = 0;
   /** Of the last attempt. */
   generation = 0;
@@ -73,14 +96,31 @@ export class TaskStory {
 
   /** It waited before this instant, and nothing that may end it has happened. */
   certainlyWaits(nowMs: number): boolean {
-    const { deadlineMs, atMs } = this.seen;
+    const { deadlineMs, atMs, tokens } = this.seen;
     return (
       this.accepted &&
       this.phase === "waiting" &&
       this.waitsSinceMs < nowMs &&
       this.cancelAtMs === null &&
-      (deadlineMs === null || atMs + deadlineMs > nowMs)
+      (deadlineMs === null || atMs + deadlineMs - earlyMs(tokens) > nowMs)
     );
+  }
+
+  /** The daemon was started again: it waits as if it had never run, and its log is written anew. */
+  waitAgain(nowMs: number): void {
+    this.wait(nowMs);
+    this.accepted = true;
+    this.cutAtMs ??= nowMs;
+    this.viewers = 0;
+    this.lastLeftAtMs = null;
+    this.attempts = 0;
+    this.generation = 0;
+    this.spoken = 0;
+    this.lastEnd = null;
+    this.text = "";
+    this.frames = 0;
+    this.tokens = 0;
+    this.started = false;
   }
 
   read(text: string): void {
@@ -144,7 +184,7 @@ export class TaskStory {
   }
 
   /** Was this a reason to end the task so? */
-  judgeEnd(nowMs: number, engineServes: boolean, enginesLost: boolean, attemptsMax: number): void {
+  judgeEnd(nowMs: number, engineServes: boolean, enginesLost: boolean, rules: EndRules): void {
     const { terminal, lastEnd } = this;
     if (terminal === null) return;
     const { code } = terminal;
@@ -156,17 +196,24 @@ export class TaskStory {
       why(this.tokens === this.seen.tokens, `${this.tokens} of ${this.seen.tokens} tokens had come`);
       return;
     }
-    why(lastEnd !== "finished" || this.cancelAtMs !== null, "its engine had finished");
+    why(lastEnd !== "finished" || this.cancelAtMs !== null || rules.cutAtDeadline, "its engine had finished");
     const { deadlineMs, atMs } = this.seen;
     // Starts on an engine that was lost meanwhile are attempts too, and cannot be seen from here.
-    const lastChance = this.spoken > 0 || this.attempts === attemptsMax || enginesLost;
+    const lastChance = this.spoken > 0 || this.attempts === rules.attemptsMax || enginesLost;
     switch (code) {
       case "CANCELED":
         why(this.cancelAtMs !== null, "nobody had asked for it");
         break;
       case "DEADLINE_UNMET":
-        why(deadlineMs !== null && nowMs >= atMs + deadlineMs, "its deadline had not passed");
+        why(
+          deadlineMs !== null && nowMs >= atMs + deadlineMs - earlyMs(this.seen.tokens),
+          `its deadline was ${Math.round(atMs + (deadlineMs ?? 0) - nowMs)} ms away`,
+        );
+        if (rules.cutAtDeadline && nowMs >= atMs + (deadlineMs ?? 0) - 0.001) break;
         why(this.phase !== "running" && this.spoken === 0, "it ran");
+        break;
+      case "QUEUE_FULL_DROP_LRU":
+        why(this.phase === "waiting", "it did not wait");
         break;
       case "POOL_UNAVAILABLE":
         why(!engineServes, "an engine of its pool served");

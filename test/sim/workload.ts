@@ -2,6 +2,7 @@
  * What happens to a simulated daemon, as data drawn from one seed: its pools, what clients send and when, who
  * watches, who cancels, how often engines fail. The same seed and number of tasks is the same workload.
  */
+import { type FullPolicy, fullPolicies } from "../../src/domain/pool.ts";
 import type { Priority } from "../../src/domain/task.ts";
 import { SeededEntropy } from "../support/virtual-clock.ts";
 
@@ -11,6 +12,7 @@ export interface PoolPlan {
   readonly slots: number;
   readonly capacity: number;
   readonly preload: boolean;
+  readonly fullPolicy: FullPolicy;
 }
 
 export interface ViewerPlan {
@@ -29,7 +31,14 @@ export interface TaskPlan {
   readonly taskId: string;
   readonly atMs: number;
   readonly poolId: string;
+  readonly keyId: string;
+  readonly sessionId: string | null;
+  /** Bounds its session, in tokens; null: nothing does. */
+  readonly budgetTokens: number | null;
+  /** determinism=strict. */
+  readonly strict: boolean;
   readonly priority: Priority;
+  readonly tokensIn: number;
   readonly tokens: number;
   readonly deadlineMs: number | null;
   readonly onDisconnect: "cancel" | "continue";
@@ -46,14 +55,25 @@ export interface FaultRates {
   readonly generation: number;
 }
 
+/** The daemon ends, is away for a while, and comes back with what it had stored. */
+export interface StopPlan {
+  readonly atMs: number;
+  /** It is told to stop and gives what runs so long to end; null: it is killed. */
+  readonly drainMs: number | null;
+  readonly downMs: number;
+}
+
 export interface Workload {
   readonly seed: number;
   readonly pools: readonly PoolPlan[];
   readonly tasks: readonly TaskPlan[];
   readonly faults: FaultRates;
   readonly batchMaxWaitMs: number;
-  /** The daemon is told to stop, and gives what it has so long to end. */
-  readonly stop: { readonly atMs: number; readonly drainMs: number } | null;
+  readonly fair: "fifo" | "per-key";
+  /** What runs is cut when its deadline passes. */
+  readonly cutAtDeadline: boolean;
+  readonly sessions: { readonly ttlMs: number; readonly turnsMax: number };
+  readonly stop: StopPlan | null;
   /** Virtual time after which no client sends anything new and engines behave. */
   readonly faultsUntilMs: number;
 }
@@ -88,25 +108,33 @@ export class Draw {
 /** About what one task takes on a slot; only shapes the load. */
 const serviceMs = 70;
 
-export function drawWorkload(seed: number, count: number): Workload {
+/** `plain`: one key, no sessions, order of admission only, as the first kept seeds were. */
+export function drawWorkload(seed: number, count: number, plain = false): Workload {
   const draw = new Draw(new SeededEntropy(seed));
+  // Its own numbers, so that what is drawn here leaves times and lengths as they are.
+  const more = new Draw(new SeededEntropy(seed + 0x5eed));
+  const traits = plain ? plainTraits : drawTraits(more);
   const pools = Array.from({ length: draw.int(1, 2) }, (_, at) => ({
     id: `p${at}`,
     replicas: draw.int(1, 3),
     slots: draw.int(1, 4),
     capacity: draw.int(2, 24),
     preload: draw.chance(0.7),
+    fullPolicy: plain ? ("reject" as const) : more.of(fullPolicies),
   }));
   const slots = pools.reduce((sum, p) => sum + p.slots * p.replicas, 0);
   const load = draw.between(0.4, 1.8);
   const batchShare = draw.between(0.1, 0.7);
+  const clients = new Clients(more, traits);
   const tasks: TaskPlan[] = [];
   let atMs = draw.between(0, 500);
   while (tasks.length < count) {
     atMs += draw.exponential(serviceMs / (slots * load));
     const burst = draw.chance(0.02) ? draw.int(2, 16) : 1;
     for (let n = 0; n < burst && tasks.length < count; n++)
-      tasks.push(drawTask(draw, atMs, draw.of(pools).id, draw.chance(batchShare) ? "batch" : "interactive"));
+      tasks.push(
+        drawTask(draw, clients, atMs, draw.of(pools).id, draw.chance(batchShare) ? "batch" : "interactive"),
+      );
   }
   const calm = draw.chance(0.15);
   return {
@@ -117,21 +145,87 @@ export function drawWorkload(seed: number, count: number): Workload {
       ? { start: 0, generation: 0 }
       : { start: draw.between(0, 0.6), generation: draw.between(0, 0.25) },
     batchMaxWaitMs: draw.int(100, 800),
-    stop: draw.chance(0.15)
-      ? { atMs: draw.between(0, atMs), drainMs: draw.between(0, draw.of([10, 60, 400])) }
-      : null,
+    stop: drawStop(draw, more, traits, atMs),
     faultsUntilMs: atMs + 500,
+    ...traits,
   };
 }
 
-function drawTask(draw: Draw, atMs: number, poolId: string, priority: Priority): TaskPlan {
+interface Traits {
+  readonly fair: "fifo" | "per-key";
+  readonly cutAtDeadline: boolean;
+  readonly sessions: { readonly ttlMs: number; readonly turnsMax: number };
+  readonly sessionShare: number;
+  readonly strictShare: number;
+  readonly keys: number;
+  readonly killShare: number;
+}
+const plainTraits: Traits = {
+  fair: "fifo",
+  cutAtDeadline: false,
+  sessions: { ttlMs: 600_000, turnsMax: 8 },
+  sessionShare: 0,
+  strictShare: 0,
+  keys: 1,
+  killShare: 0,
+};
+
+const drawTraits = (draw: Draw): Traits => ({
+  fair: draw.of(["fifo", "per-key"]),
+  cutAtDeadline: draw.chance(0.25),
+  sessions: { ttlMs: draw.chance(0.6) ? 600_000 : draw.int(200, 2000), turnsMax: draw.int(3, 8) },
+  sessionShare: draw.of([0, 0.3, 0.7]),
+  strictShare: draw.of([0, 0, 0.03, 0.1]),
+  keys: draw.int(1, 4),
+  killShare: 0.3,
+});
+
+function drawStop(draw: Draw, more: Draw, { killShare }: Traits, untilMs: number): StopPlan | null {
+  const drained = draw.chance(0.15)
+    ? { atMs: draw.between(0, untilMs), drainMs: draw.between(0, draw.of([10, 60, 400])) }
+    : null;
+  if (drained !== null) return { ...drained, downMs: more.between(1, 300) };
+  if (!more.chance(killShare)) return null;
+  return { atMs: more.between(0, untilMs), drainMs: null, downMs: more.between(1, 300) };
+}
+
+/** Who sends: keys that talk in sessions, and turn to a new one now and then. */
+class Clients {
+  private readonly sessions = new Map<
+    string,
+    { readonly id: string; readonly budgetTokens: number | null }
+  >();
+
+  constructor(
+    private readonly draw: Draw,
+    private readonly traits: Traits,
+  ) {}
+
+  next(): Pick<TaskPlan, "keyId" | "sessionId" | "budgetTokens" | "strict"> {
+    const { draw, traits } = this;
+    const keyId = `key-${Math.min(draw.int(1, traits.keys), draw.int(1, traits.keys))}`;
+    const strict = draw.chance(traits.strictShare);
+    if (!draw.chance(traits.sessionShare)) return { keyId, sessionId: null, budgetTokens: null, strict };
+    let session = this.sessions.get(keyId);
+    if (session === undefined || draw.chance(0.1)) {
+      session = { id: draw.entropy.uuid(), budgetTokens: draw.chance(0.4) ? draw.int(20, 90) : null };
+      this.sessions.set(keyId, session);
+    }
+    const budgetTokens = draw.chance(0.1) ? draw.int(20, 90) : session.budgetTokens;
+    return { keyId, sessionId: session.id, budgetTokens, strict };
+  }
+}
+
+function drawTask(draw: Draw, clients: Clients, atMs: number, poolId: string, priority: Priority): TaskPlan {
   const watched = draw.chance(0.35);
   const tokens = draw.int(1, 12);
   return {
+    ...clients.next(),
     taskId: draw.entropy.uuid(),
     atMs,
     poolId,
     priority,
+    tokensIn: promptTokens,
     tokens,
     deadlineMs: draw.chance(0.1) ? draw.int(20, 1500) : null,
     onDisconnect: draw.chance(0.3) ? "continue" : "cancel",
@@ -140,6 +234,9 @@ function drawTask(draw: Draw, atMs: number, poolId: string, priority: Priority):
     viewers: watched ? Array.from({ length: draw.int(1, 3) }, () => drawViewer(draw)) : [],
   };
 }
+
+/** Of every prompt: its length does not matter to these engines. */
+export const promptTokens = 5;
 
 /** In the same instant, while it waits, while it runs, when it is over. */
 const drawCancelMs = (draw: Draw): number => (draw.chance(0.15) ? 0 : draw.exponential(90));

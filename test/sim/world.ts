@@ -2,26 +2,27 @@
  * A daemon in virtual time: the real scheduler, dispatcher, attempt runner, registry, streams and supervisor over
  * scripted engines, with clients who do what a workload says. One seed is one run, always the same.
  *
- * Two phases: faults while clients send, then engines behave and everything must settle within `settleMs`.
+ * Two phases: faults while clients send, then engines behave and everything must settle within `settleMs`. In the
+ * first one the daemon may be killed, or told to stop, and come back later with what its store kept.
  */
 
+import { limits } from "../../src/domain/limits.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
-import { AttemptRunner } from "../../src/services/attempt-runner.ts";
-import { Dispatcher } from "../../src/services/dispatcher.ts";
-import { Streams } from "../../src/services/streams.ts";
-import { Supervisor } from "../../src/services/supervisor.ts";
-import { type TaskRecord, TaskRegistry } from "../../src/services/task-registry.ts";
-import { noProcesses, profile, RecordingMetrics, silentLog } from "../services/rig.ts";
+import type { TaskRecord } from "../../src/services/task-registry.ts";
+import { profile } from "../services/rig.ts";
+import { MemoryTaskStore } from "../support/memory-store.ts";
 import { poolSpec } from "../support/replicas.ts";
 import { readableOf } from "../support/viewer-readable.ts";
 import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
 import { Checker } from "./checker.ts";
+import { Daemon, type Parts, realParts } from "./daemon.ts";
 import { ScriptedAdapter } from "./scripted-engine.ts";
 import {
   Draw,
   drawWorkload,
   type PoolPlan,
+  type StopPlan,
   type TaskPlan,
   type ViewerPlan,
   type Workload,
@@ -32,21 +33,17 @@ const disconnectGraceMs = 120;
 /** Generous: what waits at the end of the faults is at most the capacities, and engines come back in seconds. */
 const settleMs = 60_000;
 
-/** What a test may put in the place of the real thing, to see the checker notice. */
-export interface Parts {
-  readonly Dispatcher: typeof Dispatcher;
-  readonly AttemptRunner: typeof AttemptRunner;
-}
-
 export interface SimulationResult {
   readonly seed: number;
   readonly violations: readonly string[];
   readonly outcomes: Readonly<Record<string, number>>;
+  readonly refused: number;
   readonly starts: number;
   readonly agedStarts: number;
   readonly putBacks: number;
   readonly engines: number;
   readonly enginesLost: number;
+  readonly restarts: number;
   readonly tokens: number;
   readonly virtualMs: number;
 }
@@ -58,135 +55,214 @@ const specOf = (plan: PoolPlan): PoolSpec =>
     slots: plan.slots,
     preload: plan.preload,
     queueCapacity: plan.capacity,
+    fullPolicy: plan.fullPolicy,
     timeouts: { loadMs: 700, firstTokenMs: 250, interTokenMs: 120, stopGraceMs: 50 },
   });
 
+/** `plain`: see drawWorkload. */
 export async function simulate(
   seed: number,
   tasks: number,
-  parts: Parts = { Dispatcher, AttemptRunner },
+  parts: Parts = realParts,
+  plain = false,
 ): Promise<SimulationResult> {
-  const workload = drawWorkload(seed, tasks);
+  const workload = drawWorkload(seed, tasks, plain);
   const world = new World(workload, parts);
   await world.run();
   return world.result();
+}
+
+interface Viewer {
+  readonly judge: () => void;
+  readonly drop: () => void;
 }
 
 class World {
   private readonly clock = new VirtualClock(1_000_000);
   private readonly checker: Checker;
   private readonly adapter: ScriptedAdapter;
-  private readonly registry = new TaskRegistry(1e9);
-  private readonly runner: AttemptRunner;
-  private readonly supervisor: Supervisor;
-  private readonly dispatcher: Dispatcher;
-  private readonly streams: Streams;
   private readonly pools: readonly PoolSpec[];
-  private readonly viewers: (() => void)[] = [];
+  private readonly plans = new Map<string, TaskPlan>();
+  private store = new MemoryTaskStore();
+  /** null while it is away. */
+  private daemon: Daemon | null = null;
+  private viewers: Viewer[] = [];
+  private refused = 0;
+  private unsent = 0;
 
   constructor(
     private readonly workload: Workload,
-    parts: Parts,
+    private readonly parts: Parts,
   ) {
-    const { clock, registry } = this;
-    const { batchMaxWaitMs, faults, seed } = workload;
-    const metrics = new RecordingMetrics();
+    const { clock } = this;
+    const { batchMaxWaitMs, fair, cutAtDeadline, faults, seed, sessions } = workload;
     this.checker = new Checker(
-      { pools: workload.pools, batchMaxWaitMs, attemptsMax, disconnectGraceMs },
+      {
+        pools: workload.pools,
+        order: { batchMaxWaitMs, fair, affinityWaitMs: limits.affinityWaitMs },
+        sessions,
+        attemptsMax,
+        cutAtDeadline,
+        disconnectGraceMs,
+      },
       () => clock.nowMs() - 1_000_000,
     );
     this.adapter = new ScriptedAdapter(clock, new Draw(new SeededEntropy(seed + 1)), faults, this.checker);
     this.pools = workload.pools.map(specOf);
-    this.runner = new parts.AttemptRunner(clock, 40);
-    this.supervisor = new Supervisor({
-      clock,
-      entropy: new SeededEntropy(seed + 2),
-      processes: noProcesses,
-      log: silentLog,
-      metrics,
-      runDir: "/nowhere",
-      adapters: new Map([["mock", this.adapter]]),
-      restart: { backoffMs: 20, backoffMaxMs: 400, breakerFailures: 3, breakerWindowMs: 1500 },
-    });
-    this.dispatcher = new parts.Dispatcher({
-      clock,
-      log: silentLog,
-      metrics,
-      control: this.supervisor,
-      registry,
-      runner: this.runner,
-      pools: this.pools,
-      attemptsMax,
-      batchMaxWaitMs,
-      // Hopeless deadlines too: what becomes of them while they wait is what is looked at here.
-      minOnTimeProbability: 0,
-      onFatal: (error) => this.checker.violation(`a turn broke: ${String(error)}`),
-    });
-    this.streams = new Streams(
-      clock,
-      { heartbeatMs: 100, disconnectGraceMs, streamsPerKeyMax: 1e9 },
-      (taskId, reason) => {
-        this.checker.disconnected(taskId);
-        void this.dispatcher.cancel(taskId, reason).then(() => this.checker.cancelResolved(taskId));
-      },
-    );
+    for (const plan of workload.tasks) this.plans.set(plan.taskId, plan);
   }
 
   async run(): Promise<void> {
     const { clock, workload } = this;
-    this.supervisor.start(this.pools, this.dispatcher);
+    this.daemon = this.newDaemon();
+    this.daemon.start();
     for (const plan of workload.tasks) clock.setTimer(plan.atMs, () => this.send(plan));
     const { stop } = workload;
-    if (stop !== null) clock.setTimer(stop.atMs, () => this.drain(stop.drainMs));
+    if (stop !== null) clock.setTimer(stop.atMs, () => this.stop(stop));
     await clock.advance(workload.faultsUntilMs);
     this.adapter.calm = true;
     await clock.advance(settleMs);
     this.checker.finish();
-    for (const judge of this.viewers) judge();
+    for (const { judge } of this.viewers) judge();
     await this.tearDown();
   }
 
+  private newDaemon(): Daemon {
+    const { workload, checker } = this;
+    const daemon = new Daemon({
+      clock: this.clock,
+      seed: workload.seed,
+      pools: this.pools,
+      adapter: this.adapter,
+      store: this.store,
+      batchMaxWaitMs: workload.batchMaxWaitMs,
+      attemptsMax,
+      fair: workload.fair,
+      cutAtDeadline: workload.cutAtDeadline,
+      // Hopeless deadlines too: what becomes of them while they wait is what is looked at here.
+      minOnTimeProbability: 0,
+      retentionMs: 1e9,
+      sessions: workload.sessions,
+      disconnectGraceMs,
+      metricsEveryMs: 40,
+      restart: { backoffMs: 20, backoffMaxMs: 400, breakerFailures: 3, breakerWindowMs: 1500 },
+      onFatal: (error) => checker.violation(`a turn broke: ${String(error)}`),
+      onUnwatched: (taskId, cancel) => {
+        checker.disconnected(taskId);
+        void cancel().then(() => {
+          if (this.daemon === daemon) checker.cancelResolved(taskId);
+        });
+      },
+      parts: this.parts,
+    });
+    return daemon;
+  }
+
   result(): SimulationResult {
-    const { violations, stories, counts } = this.checker;
+    const { violations, stories, counts, agedStarts } = this.checker;
     const outcomes: Record<string, number> = {};
-    for (const { refused, terminal } of stories.values()) {
-      const outcome = refused ?? (terminal === null ? "lost" : terminal.code || "end");
+    if (this.unsent > 0) outcomes.unsent = this.unsent;
+    for (const { refused, terminal, unheard } of stories.values()) {
+      const outcome =
+        refused ?? (terminal === null ? (unheard ? "unheard" : "lost") : terminal.code || "end");
       outcomes[outcome] = (outcomes[outcome] ?? 0) + 1;
     }
     const { seed, faultsUntilMs } = this.workload;
-    return { seed, violations, outcomes, ...counts, virtualMs: Math.round(faultsUntilMs) };
+    const { refused } = this;
+    return {
+      seed,
+      violations,
+      outcomes,
+      refused,
+      agedStarts,
+      ...counts,
+      virtualMs: Math.round(faultsUntilMs),
+    };
   }
 
-  /** As the daemon does at its first signal. */
-  private drain(drainMs: number): void {
-    const { checker, clock, dispatcher } = this;
+  // ---- the daemon goes and comes back ----
+
+  private stop({ drainMs, downMs }: StopPlan): void {
+    const { checker, clock, daemon } = this;
+    if (daemon === null) return;
+    if (drainMs === null) {
+      this.leave(daemon);
+      this.after(downMs, () => this.comeBack());
+      return;
+    }
+    // As the daemon does at its first signal.
     checker.closed();
-    dispatcher.close();
-    void dispatcher.idle().then(() => checker.idle());
+    daemon.dispatcher.close();
+    void daemon.dispatcher.idle().then(() => {
+      if (this.daemon === daemon) checker.idle();
+    });
     clock.setTimer(drainMs, () => {
-      checker.drained();
-      dispatcher.endAll();
+      daemon.halt();
+      this.leave(daemon);
+      this.after(downMs, () => this.comeBack());
     });
   }
 
+  /** From now on nothing of it happens any more. */
+  private leave(daemon: Daemon): void {
+    this.daemon = null;
+    daemon.kill();
+    for (const viewer of this.viewers) viewer.drop();
+    this.viewers = [];
+    this.adapter.killAll();
+    this.checker.gone();
+  }
+
+  private comeBack(): void {
+    this.store = this.store.reopen("kill");
+    const daemon = this.newDaemon();
+    this.daemon = daemon;
+    daemon.start();
+    const records = daemon.recovered;
+    const { checker, store } = this;
+    const live = records.map(({ spec }) => spec.taskId);
+    checker.cameBack(live, (taskId) => (store.find(taskId)?.ended ?? null) !== null);
+    for (const record of records) {
+      const plan = this.plans.get(record.spec.taskId);
+      if (plan !== undefined) void this.tap(daemon, record, plan);
+    }
+  }
+
+  // ---- clients ----
+
   private send(plan: TaskPlan): void {
-    const { checker, dispatcher } = this;
+    const { checker, daemon } = this;
     const { taskId } = plan;
+    if (daemon === null) {
+      this.unsent++;
+      return;
+    }
     checker.submitted(plan);
-    dispatcher.submit(taskSpecOf(plan)).then(
+    daemon.submit(taskSpecOf(plan)).then(
       ({ record }) => {
+        // What a daemon says after its end reaches nobody.
+        if (this.daemon !== daemon) return;
         checker.accepted(taskId);
-        void this.tap(record, plan);
-        for (const viewer of plan.viewers) this.after(viewer.comesMs, () => void this.watch(record, viewer));
+        void this.tap(daemon, record, plan);
+        for (const viewer of plan.viewers)
+          this.after(viewer.comesMs, () => void this.watch(daemon, record, viewer));
       },
-      (error: { code?: string }) => checker.refused(taskId, error.code ?? String(error)),
+      (error: { code?: string }) => {
+        if (this.daemon !== daemon) return;
+        this.refused++;
+        checker.refused(taskId, error.code ?? String(error));
+      },
     );
     if (plan.cancelMs !== null) this.after(plan.cancelMs, () => this.cancel(taskId));
   }
 
   private cancel(taskId: string): void {
-    this.checker.cancelRequested(taskId);
-    void this.dispatcher.cancel(taskId, "client").then(() => this.checker.cancelResolved(taskId));
+    const { checker, daemon } = this;
+    if (daemon === null) return;
+    checker.cancelRequested(taskId);
+    void daemon.dispatcher.cancel(taskId, "client").then(() => {
+      if (this.daemon === daemon) checker.cancelResolved(taskId);
+    });
   }
 
   /** Zero means now, in the same turn. */
@@ -196,11 +272,11 @@ class World {
   }
 
   /** The first and fastest reader of every log. */
-  private async tap(record: TaskRecord, { cancelAtToken, taskId }: TaskPlan): Promise<void> {
+  private async tap(daemon: Daemon, record: TaskRecord, { cancelAtToken, taskId }: TaskPlan): Promise<void> {
     const cursor = record.log.open(-1);
     const decoder = new TextDecoder();
     let canceled = cancelAtToken === null;
-    for (;;) {
+    while (this.daemon === daemon) {
       const bytes = cursor.take();
       if (bytes !== null) this.checker.frames(taskId, decoder.decode(bytes, { stream: true }));
       else if (cursor.done) break;
@@ -213,25 +289,32 @@ class World {
   }
 
   /** A client with a stream, at its own pace; it stays or leaves. */
-  private async watch(record: TaskRecord, plan: ViewerPlan): Promise<void> {
+  private async watch(daemon: Daemon, record: TaskRecord, plan: ViewerPlan): Promise<void> {
+    if (this.daemon !== daemon) return;
     const { checker, clock } = this;
     const { taskId } = record.spec;
     const from = Math.min(plan.after + 1, record.log.length);
     const live = !record.log.sealed;
-    const viewer = this.streams.open(record, "client", plan.after, plan.observes);
+    const viewer = daemon.streams.open(record, "client", plan.after, plan.observes);
     const reader = readableOf(viewer).getReader();
     let text = "";
     let here = true;
     let closed = false;
-    this.viewers.push(() => checker.viewerRead(taskId, from, text, closed));
     const left = () => {
       if (!here) return;
       here = false;
-      if (!plan.observes) checker.viewerLeft(taskId);
+      if (!plan.observes && this.daemon === daemon) checker.viewerLeft(taskId);
     };
+    this.viewers.push({
+      judge: () => checker.viewerRead(taskId, from, text, closed),
+      drop: () => {
+        here = false;
+      },
+    });
     if (!plan.observes) checker.viewerCame(taskId);
     if (plan.leavesMs !== null)
       clock.setTimer(plan.leavesMs, () => {
+        if (!here) return;
         left();
         void reader.cancel();
       });
@@ -253,19 +336,18 @@ class World {
 
   /** Nothing may be left: no timer, no attempt, no viewer, no byte. */
   private async tearDown(): Promise<void> {
-    const { checker, clock, registry } = this;
-    this.dispatcher.close();
-    this.dispatcher.endAll();
-    void this.supervisor.stop();
-    await clock.advance(2000);
-    this.streams.close();
-    registry.prune(Number.MAX_SAFE_INTEGER);
+    const { checker, clock, daemon } = this;
+    if (daemon === null) {
+      checker.violation("the daemon did not come back");
+      return;
+    }
+    await daemon.stop();
     const left = {
       timers: clock.pendingTimers,
-      attempts: this.runner.size,
-      streams: this.streams.size,
-      records: registry.size,
-      bytes: registry.account.bytes,
+      attempts: daemon.runner.size,
+      streams: daemon.streams.size,
+      records: daemon.registry.size,
+      bytes: daemon.registry.account.bytes,
     };
     for (const [what, count] of Object.entries(left))
       if (count !== 0) checker.violation(`${count} ${what} are left at the end`);
@@ -274,9 +356,9 @@ class World {
 
 const taskSpecOf = (plan: TaskPlan): TaskSpec => ({
   taskId: plan.taskId,
-  keyId: "client",
+  keyId: plan.keyId,
   correlationId: "c",
-  sessionId: null,
+  sessionId: plan.sessionId,
   workload: "completion",
   // The scripted engine reads there whose generation it is.
   input: { kind: "prompt", prompt: plan.taskId },
@@ -285,16 +367,18 @@ const taskSpecOf = (plan: TaskPlan): TaskSpec => ({
   modelRef: "mock:words",
   priority: plan.priority,
   seed: 1,
+  determinism: plan.strict ? "strict" : "best_effort",
   samplerProfileVersion: "v1",
   sampling: profile,
   maxTokens: plan.tokens,
   ctx: 4096,
   deadlineMs: plan.deadlineMs,
   expectedTokens: null,
+  budget: plan.budgetTokens === null ? null : { tokens: plan.budgetTokens, timeMs: null, cost: null },
   kvHint: "reuse",
   onDisconnect: plan.onDisconnect,
   metadata: {},
-  tokensIn: 5,
+  tokensIn: plan.tokensIn,
   tokensInExact: true,
   renderedPrompt: null,
   bodyDigest: "",

@@ -148,6 +148,10 @@ export class FakeClient implements EngineClient {
     if (warmUp === "fails") return Promise.reject(new EngineError("protocol", "an empty answer"));
     return Promise.resolve(speed);
   }
+  async eraseContext(): Promise<void> {
+    // Holds nothing.
+  }
+
   onLogLine(line: string): void {
     this.lines.push(line);
   }

@@ -3,6 +3,7 @@
  * are real, what it starts is not. argv: the behaviour, then the command line.
  */
 import type { Composition } from "../../src/app/daemon.ts";
+import { addressError } from "../../src/app/start-error.ts";
 import { parseArgs } from "../../src/cli/args.ts";
 import { serve } from "../../src/cli/serve.ts";
 import { SystemEntropy } from "../../src/infra/system-clock.ts";
@@ -16,7 +17,9 @@ const composition: Composition = {
   readModelKind: () => null,
   bootstrap: async ({ config, keys }) => {
     say(`bootstrap ${config.pools.map((pool) => pool.id)} keys=${keys.size}`);
-    if (behaviour === "address") throw Object.assign(new Error("listen"), { code: "EADDRINUSE" });
+    if (behaviour === "address") {
+      throw addressError(Object.assign(new Error("listen"), { code: "EADDRINUSE" }), config.addr);
+    }
     if (behaviour === "hangs") await new Promise(() => undefined);
     if (behaviour === "rejects") setImmediate(() => void Promise.reject(new Error("nobody caught this")));
     return {

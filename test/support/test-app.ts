@@ -13,6 +13,7 @@ import { Capabilities } from "../../src/api/schema/capabilities.ts";
 import { ErrorEnvelope } from "../../src/api/schema/errors.ts";
 import { Healthz, Readyz } from "../../src/api/schema/ops.ts";
 import { PoolHealth, PoolIdParams, PoolList } from "../../src/api/schema/pools.ts";
+import { SessionIdParams, SessionView } from "../../src/api/schema/sessions.ts";
 import {
   givenInputs,
   StreamHeaders,
@@ -26,6 +27,7 @@ import {
   TaskView,
   type TaskViewBody,
 } from "../../src/api/schema/tasks.ts";
+import { sessionsRoutes } from "../../src/api/sessions.ts";
 import { tasksRoutes } from "../../src/api/tasks.ts";
 import { type Listening, listen } from "../../src/app/listen.ts";
 import type { AuthDeps, VerifiedKey } from "../../src/app/middleware/auth.ts";
@@ -159,8 +161,11 @@ export const sampleAccepted: TaskAcceptedBody = {
   pool_id: "demo",
   queue_position: 0,
   predicted_start_ms: 0,
+  predicted_start_low_ms: 0,
+  predicted_start_high_ms: 0,
   predicted_end_ms: 1200,
   on_time_probability: null,
+  prediction_basis: "warm_up",
   backoff_ms: 0,
   stream_url: `/v1/tasks/${taskId}/stream`,
 };
@@ -177,8 +182,11 @@ const sampleTask: TaskViewBody = {
   seed: 7,
   queue_position: 0,
   predicted_start_ms: 10,
+  predicted_start_low_ms: 5,
+  predicted_start_high_ms: 20,
   predicted_end_ms: 1200,
   on_time_probability: null,
+  prediction_basis: "warm_up",
   waiting_for: "The pool demo is loading its model.",
   created_ms: 1_700_000_000_000,
   started_ms: null,
@@ -223,16 +231,27 @@ function shellPlugins(): AnyElysia[] {
     tasksRoutes({
       admission: nothing,
       dispatcher: nothing,
-      registry: nothing,
+      archive: nothing,
       streams: nothing,
       contexts: nothing,
       clock: nothing,
     }),
-    poolsRoutes({ pools: nothing }),
+    poolsRoutes({ pools: nothing, contexts: nothing }),
+    sessionsRoutes({ sessions: nothing, contexts: nothing, clock: nothing }),
     capabilitiesRoutes({ capabilities: nothing }),
     observabilityRoutes({ readiness: nothing, metrics: nothing }),
   ];
 }
+
+const sampleSession = {
+  ttl_ms_remaining: 600_000,
+  turns: 1,
+  kv_bytes: 0,
+  kv_warmth: false,
+  tokens_budget_remaining: null,
+  time_budget_remaining_ms: null,
+  cost_budget_remaining: null,
+};
 
 /** Every route of the contract with canned answers. */
 function contractPlugins(): AnyElysia[] {
@@ -279,6 +298,18 @@ function contractPlugins(): AnyElysia[] {
       },
       { params: TaskIdParams, response: { ...errors, 404: ErrorEnvelope } },
     );
+  const sessions = new Elysia()
+    .get("/v1/sessions/:id", ({ params }) => ({ ...sampleSession, session_id: params.id }), {
+      params: SessionIdParams,
+      response: { 200: SessionView, ...errors, 404: ErrorEnvelope },
+    })
+    .delete(
+      "/v1/sessions/:id",
+      ({ set }) => {
+        set.status = 204;
+      },
+      { params: SessionIdParams, response: { ...errors, 404: ErrorEnvelope } },
+    );
   const control = new Elysia()
     .get("/v1/capabilities", () => ({ api_version: apiVersion, engines: [], pools: [], models: [] }), {
       response: { 200: Capabilities, ...errors },
@@ -305,5 +336,5 @@ function contractPlugins(): AnyElysia[] {
       },
       { response: { 200: Readyz, 503: Readyz } },
     );
-  return [tasks, control, operations];
+  return [tasks, sessions, control, operations];
 }

@@ -23,7 +23,8 @@ export const ErrorEnvelope = strict(
     ),
     policy_label: Type.Optional(
       Type.String({
-        description: "Which bound refused: reject (queue full), rate (requests), streams (open streams).",
+        description:
+          "Which bound refused: reject, drop-lru or shed-low-priority (queue full), rate (requests), streams (open streams), sessions (all in use), budget-tokens, budget-time or budget-cost.",
       }),
     ),
     engine: Type.Optional(Type.String({ description: "The engine concerned, where there is one." })),

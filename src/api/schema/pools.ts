@@ -5,6 +5,7 @@
 import { type Static, Type } from "@sinclair/typebox";
 import { type ReplicaFailure, replicaStates } from "../../domain/pool.ts";
 import { poolStates } from "../../domain/pool-state.ts";
+import type { PredictionBasis } from "../../domain/predictor.ts";
 import { count, epochMs, nullable, oneOf, poolId, strict } from "./wire.ts";
 
 export const PoolState = oneOf(poolStates, {
@@ -31,7 +32,9 @@ export const ReplicaError = strict(
     message: Type.String({ description: "What happened and what to do, for a person." }),
     exit_code: nullable(Type.Integer(), "Null when a signal ended it, or when it still runs."),
     signal: nullable(Type.String(), "Such as SIGKILL."),
-    log_tail: Type.Array(Type.String(), { description: "The last lines that the engine logged." }),
+    log_tail: Type.Array(Type.String(), {
+      description: "The last lines that the engine logged. Empty for keys that are not an admin's.",
+    }),
     at_ms: epochMs("When it was noticed"),
   },
   { description: "Why an engine process was lost or did not start." },
@@ -88,6 +91,31 @@ export const ReplicaHealth = strict(
   { description: "One engine process." },
 );
 
+const score = (description: string) => nullable(Type.Number({ minimum: 0, maximum: 1 }), description);
+
+export const PredictionScores = strict(
+  {
+    starts_scored: count("Promised starts of tasks that had to wait, compared with what happened."),
+    interval_coverage: score("Share of them within the promised 80 % interval; null before the first."),
+    deadlines_scored: count("Tasks with a deadline that met or missed it."),
+    brier_score: score("Mean squared error of on_time_probability, less is better; null before the first."),
+    base_rate_brier_score: score("The same had each been told the share of deadlines that was met."),
+  },
+  { description: "How the promises of one class turned out." },
+);
+
+export const PoolPrediction = strict(
+  {
+    basis: oneOf(["assumed", "warm_up", "learned"] satisfies PredictionBasis[], {
+      description:
+        "What promises stand on: assumptions while no engine was ever ready, its warm-up decode, or finished tasks.",
+    }),
+    interactive: PredictionScores,
+    batch: PredictionScores,
+  },
+  { description: "What promises to tasks stand on, and what they were worth." },
+);
+
 export const PoolMetrics = strict(
   {
     decode_tokens_per_second: nullable(
@@ -98,6 +126,7 @@ export const PoolMetrics = strict(
     tasks_done: count("Since the daemon started."),
     tasks_failed: count("Since the daemon started."),
     tokens_out_total: count("Since the daemon started."),
+    prediction: PoolPrediction,
   },
   { description: "What the pool has done and how fast it is." },
 );

@@ -5,6 +5,7 @@
  */
 import { Type } from "@sinclair/typebox";
 import { limits } from "../../domain/limits.ts";
+import { determinisms } from "../../domain/task.ts";
 import { WireErrorCode } from "./errors.ts";
 import { count, milliseconds, nullable, oneOf, poolId, probability, strict, uuid } from "./wire.ts";
 
@@ -13,7 +14,7 @@ const perSecond = () => Type.Number({ minimum: 0 });
 export const StartedEventData = strict(
   {
     task_id: uuid("The task's id."),
-    session_id: nullable(uuid("The label that was given.")),
+    session_id: nullable(uuid("The session that was named.")),
     queue_position: count("What it was when the task was accepted."),
     predicted_start_ms: milliseconds("What was promised when the task was accepted."),
     engine: Type.String(),
@@ -25,6 +26,9 @@ export const StartedEventData = strict(
       minimum: 0,
       maximum: limits.seedMax,
       description: "The one to repeat the run with.",
+    }),
+    determinism: oneOf(determinisms, {
+      description: "strict: it runs alone on its replica, without cached context.",
     }),
     kv_warmth: Type.Boolean({ description: "Whether the engine reused cached prompt tokens." }),
     tokens_in: count("Tokens of the prompt."),
@@ -48,6 +52,15 @@ export const MetricsEventData = strict(
     kv_warmth: Type.Boolean(),
     tokens_out: count("Token events so far."),
     tokens_per_second: perSecond(),
+    tokens_budget_remaining: nullable(
+      count("Tokens that are left to spend."),
+      "Null without a budget of tokens.",
+    ),
+    time_budget_remaining_ms: nullable(
+      milliseconds("Time on a slot that is left to spend."),
+      "Null without a budget of time.",
+    ),
+    cost_budget_remaining: nullable(Type.Number({ minimum: 0 }), "Null without a budget of cost."),
   },
   { description: "event: metrics. From time to time after the first token." },
 );

@@ -8,7 +8,9 @@
 import { type Static, Type } from "@sinclair/typebox";
 import { limits } from "../../domain/limits.ts";
 import { engineKinds } from "../../domain/pool.ts";
-import { priorities, taskStates, workloads } from "../../domain/task.ts";
+import { chosenFor, passedOverFor, placementModes } from "../../domain/pool-choice.ts";
+import type { PredictionBasis } from "../../domain/predictor.ts";
+import { determinisms, priorities, taskStates, workloads } from "../../domain/task.ts";
 import { WireErrorCode } from "./errors.ts";
 import {
   count,
@@ -66,12 +68,62 @@ export const SamplingRequest = strict(
   },
 );
 
+const poolIds = (description: string) =>
+  Type.Array(poolId("A pool."), { minItems: 1, maxItems: limits.poolsMax, description });
+
 export const PlacementRequest = strict(
   {
-    mode: oneOf(["auto", "pin"], { description: "auto: any pool that can do it; pin: only pin_pool_id." }),
-    pin_pool_id: Type.Optional(poolId("The only pool that may run the task; required by mode pin.")),
+    mode: oneOf(placementModes, {
+      description:
+        "auto: any pool that can do it; pin: pin_pool_id; prefer: the first of prefer_pools that takes tasks.",
+    }),
+    pin_pool_id: Type.Optional(poolId("The pool that runs the task; goes with mode pin.")),
+    prefer_pools: Type.Optional(poolIds("Best first; goes with mode prefer.")),
+    avoid_pools: Type.Optional(
+      poolIds("Pools that do not run the task; with allow_fallback true they do where no other takes it."),
+    ),
+    require_device_mask: Type.Optional(
+      Type.Array(Type.Integer({ minimum: 0, maximum: limits.deviceNumberMax }), {
+        minItems: 1,
+        maxItems: limits.deviceNumberMax + 1,
+        description:
+          "Device numbers: only pools that are confined to some of these run the task. A pool without a list of devices is confined to none.",
+      }),
+    ),
+    allow_fallback: Type.Optional(
+      Type.Boolean({
+        description:
+          "Whether another pool may run the task when none that is wanted takes it. When absent: yes for mode prefer, no for a pinned pool and for avoid_pools.",
+      }),
+    ),
   },
-  { description: "Where the task may run." },
+  { description: "Where the task may run. What leaves no pool is refused with REPLICA_EXHAUSTED." },
+);
+
+export const BudgetRequest = strict(
+  {
+    tokens: Type.Optional(
+      Type.Integer({
+        minimum: 0,
+        maximum: limits.budgetTokensMax,
+        description: "Tokens of prompts and outputs together.",
+      }),
+    ),
+    time_ms: Type.Optional(
+      Type.Integer({ minimum: 0, maximum: limits.budgetTimeMsMax, description: "Time on a slot." }),
+    ),
+    cost: Type.Optional(
+      Type.Number({
+        minimum: 0,
+        maximum: limits.budgetCostMax,
+        description: "In the unit of the pools' prices.",
+      }),
+    ),
+  },
+  {
+    description:
+      "What the session may spend, this task included; without session_id, what this task may. It can only lower a bound, never raise one. What is not named stays as it is.",
+  },
 );
 
 export const TaskRequest = strict(
@@ -95,7 +147,11 @@ export const TaskRequest = strict(
         "Idempotency key: the same body again gets the same answer, another body gets 409. Minted when absent.",
       ),
     ),
-    session_id: Type.Optional(uuid("A label that is carried and can be listed by.")),
+    session_id: Type.Optional(
+      uuid(
+        "The session that the task belongs to: its turns share context and a budget. Made by the first task that names it; it belongs to that task's key.",
+      ),
+    ),
     workload: Type.Optional(
       oneOf(workloads, {
         description: "Follows from the input when absent: inputs embed, with query they are ranked.",
@@ -116,7 +172,12 @@ export const TaskRequest = strict(
     seed: Type.Optional(
       Type.Integer({ minimum: 0, maximum: limits.seedMax, description: "Drawn and reported when absent." }),
     ),
-    determinism: Type.Optional(oneOf(["best_effort"])),
+    determinism: Type.Optional(
+      oneOf(determinisms, {
+        description:
+          "strict: the task runs alone on its replica and without cached context, so that the same request with the same seed gives the same output on the same engine. best_effort when absent.",
+      }),
+    ),
     sampler_profile_version: Type.Optional(oneOf(["v1"])),
     sampling: Type.Optional(SamplingRequest),
     max_tokens: Type.Optional(
@@ -142,7 +203,12 @@ export const TaskRequest = strict(
         description: "How long the output will probably be: helps the prediction.",
       }),
     ),
-    kv_hint: Type.Optional(oneOf(["reuse", "cold"], { description: "cold: no cached context is used." })),
+    budget: Type.Optional(BudgetRequest),
+    kv_hint: Type.Optional(
+      oneOf(["reuse", "cold"], {
+        description: "cold: no cached context is used. reuse when absent, cold with determinism strict.",
+      }),
+    ),
     placement: Type.Optional(PlacementRequest),
     on_disconnect: Type.Optional(
       oneOf(["cancel", "continue"], {
@@ -165,24 +231,69 @@ export function givenInputs(body: TaskRequestBody): ("prompt" | "messages" | "in
 
 const streamUrl = () => Type.String({ description: "Where the events are, relative to this server." });
 
+const predictionBases = ["assumed", "warm_up", "learned"] as const satisfies readonly PredictionBasis[];
+const sessionId = () => nullable(uuid("The session that was named."));
+const basisDescription =
+  "What the prediction stands on: assumed (the pool never ran), warm_up (what its engine showed when it loaded), learned (tasks that ended).";
+
+/** What a client is promised; each time it is asked for, from the moment of the answer. */
+const promise = {
+  session_id: sessionId(),
+  pool_id: poolId("The pool that will run it."),
+  queue_position: count("Tasks that will start before it."),
+  predicted_start_ms: milliseconds("Milliseconds from now to the start: as likely sooner as later."),
+  predicted_start_low_ms: milliseconds("Four of five starts come between this and predicted_start_high_ms."),
+  predicted_start_high_ms: milliseconds("One of ten starts comes later."),
+  predicted_end_ms: milliseconds("Milliseconds from now to the end."),
+  on_time_probability: nullable(probability(), "How likely deadline_ms is met; null without a deadline."),
+  prediction_basis: oneOf(predictionBases, { description: basisDescription }),
+  backoff_ms: milliseconds("How long to wait before the next request; 0 when there is no need to."),
+} as const;
+
 export const TaskAccepted = strict(
-  {
-    task_id: uuid("The task's id."),
-    session_id: nullable(uuid("The label that was given.")),
-    pool_id: poolId("The pool that will run it."),
-    queue_position: count("Tasks that will start before it."),
-    predicted_start_ms: milliseconds("Milliseconds from now to the start."),
-    predicted_end_ms: milliseconds("Milliseconds from now to the end."),
-    on_time_probability: nullable(probability(), "How likely deadline_ms is met; null without a deadline."),
-    backoff_ms: milliseconds("How long to wait before the next request; 0 when there is no need to."),
-    stream_url: streamUrl(),
-  },
+  { task_id: uuid("The task's id."), ...promise, stream_url: streamUrl() },
   {
     description:
       "The task was accepted and will run, whether or not anyone watches. Predictions come from a model of the pool that learns as it runs.",
   },
 );
 export type TaskAcceptedBody = Static<typeof TaskAccepted>;
+
+export const TaskDryRun = strict(
+  {
+    dry_run: Type.Literal(true, { description: "Nothing was enqueued." }),
+    ...promise,
+    placement: strict(
+      {
+        fallback: Type.Boolean({ description: "The pool is not where placement wanted the task first." }),
+        pools: Type.Array(
+          strict({
+            pool_id: poolId("A pool."),
+            reason: oneOf([...chosenFor, ...passedOverFor], {
+              description: "What decided for the chosen pool, or what first spoke against another.",
+            }),
+          }),
+          { description: "Every pool; empty where the task was accepted before." },
+        ),
+      },
+      { description: "How the pool was chosen." },
+    ),
+  },
+  {
+    description:
+      "What POST /v1/tasks would promise now. Of a task_id and body that were accepted before it is what was promised then.",
+  },
+);
+export type TaskDryRunBody = Static<typeof TaskDryRun>;
+
+export const TaskSubmitQuery = strict({
+  dry_run: Type.Optional(
+    oneOf(["true", "false"], {
+      description:
+        "true: answers 200 with the promise, or the refusal, that the task would get; nothing is enqueued.",
+    }),
+  ),
+});
 
 export const TaskError = strict(
   { code: WireErrorCode, message: Type.String(), retriable: Type.Boolean() },
@@ -192,7 +303,7 @@ export const TaskError = strict(
 export const TaskView = strict(
   {
     task_id: uuid("The task's id."),
-    session_id: nullable(uuid("The label that was given.")),
+    session_id: sessionId(),
     state: oneOf(taskStates, { description: "done, failed and canceled are final." }),
     workload: oneOf(workloads),
     pool_id: poolId("The pool that runs it."),
@@ -202,8 +313,11 @@ export const TaskView = strict(
     seed: Type.Integer({ minimum: 0, maximum: limits.seedMax }),
     queue_position: nullable(count("Tasks that will start before it."), "Null unless it waits."),
     predicted_start_ms: nullable(milliseconds("Milliseconds from now."), "Null unless it waits."),
+    predicted_start_low_ms: nullable(milliseconds("Milliseconds from now."), "Null unless it waits."),
+    predicted_start_high_ms: nullable(milliseconds("Milliseconds from now."), "Null unless it waits."),
     predicted_end_ms: nullable(milliseconds("Milliseconds from now."), "Null once it has ended."),
     on_time_probability: nullable(probability(), "Null without a deadline and once it has ended."),
+    prediction_basis: nullable(oneOf(predictionBases), `${basisDescription} Null once it has ended.`),
     waiting_for: nullable(Type.String(), "Why it waits, as a sentence; null unless it waits."),
     created_ms: epochMs("When it was accepted"),
     started_ms: nullable(epochMs("When its first attempt started")),
@@ -232,7 +346,7 @@ export const TaskList = strict(
 
 export const TaskListQuery = strict({
   state: Type.Optional(oneOf(taskStates, { description: "Only tasks in this state." })),
-  session_id: Type.Optional(uuid("Only tasks that carry this label.")),
+  session_id: Type.Optional(uuid("Only tasks of this session.")),
   limit: Type.Optional(
     queryInteger(1, limits.listPageMax, `Tasks on a page; ${limits.listPageDefault} when absent.`),
   ),

@@ -66,7 +66,9 @@ export function explain(refusal: SchemaRefusal): Explanation {
   if (refusal.kind === requiredProperty) {
     return { message: `${subject} is missing: it must be ${expected}.`, details };
   }
-  const nearest = nearestName(refusal.value, literals(schema));
+  const choices = literals(schema);
+  // Of a single one the sentence has said already what it must be.
+  const nearest = choices.length > 1 ? nearestName(refusal.value, choices) : null;
   return {
     message: `${subject} must be ${expected}.${didYouMean(nearest)}`,
     details: nearest === null ? details : { ...details, nearest },

@@ -62,6 +62,7 @@ export class LlamaCppClient implements EngineClient {
   readonly #calls: LlamaCppCalls;
   readonly #slotWatch: SlotWatch;
   #endpoint: Endpoint | null;
+  #contextMib: number | null = null;
 
   constructor(options: LlamaCppClientOptions) {
     this.#clock = options.clock;
@@ -105,6 +106,8 @@ export class LlamaCppClient implements EngineClient {
       modelSizeBytes: num(meta.size),
       modelParams: num(meta.n_params),
       ctxTrain: num(meta.n_ctx_train),
+      kvBytesPerToken:
+        this.#contextMib === null ? null : Math.round((this.#contextMib * 2 ** 20) / (slots * ctxPerSlot)),
       hasChatTemplate: text(props.chat_template) !== null,
       workloads: [this.#workload],
     };
@@ -212,7 +215,12 @@ export class LlamaCppClient implements EngineClient {
     return this.#slotWatch.waitFree(slot, signal);
   }
 
+  async eraseContext(slot: number, signal: AbortSignal): Promise<void> {
+    await this.#calls.json(`/slots/${slot}?action=erase`, {}, signal);
+  }
+
   onLogLine(line: string): void {
+    if (line.includes("fit_memory_breakdown")) this.#contextMib = contextMibOf(line) ?? this.#contextMib;
     if (this.#endpoint === null && line.includes("listening on")) {
       const match = listening.exec(line);
       if (match !== null) this.#endpoint = { host: match[1] ?? "127.0.0.1", port: Number(match[2]) };
@@ -288,6 +296,21 @@ function samplingBody(sampling: Sampling): Json {
     ...(sampling.grammar === null ? {} : { grammar: sampling.grammar }),
     ...(sampling.jsonSchema === null ? {} : { json_schema: sampling.jsonSchema }),
   };
+}
+
+/** The engine's table of its memory by device, whole MiB; null: nothing, or too little to tell. */
+function contextMibOf(line: string): number | null {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(line);
+  } catch {
+    return null;
+  }
+  const data = isJson(parsed) && isJson(parsed.data) ? parsed.data : {};
+  if (data.unit !== "MiB" || !Array.isArray(data.rows)) return null;
+  let mib = 0;
+  for (const row of data.rows) mib += (isJson(row) ? num(row.context) : null) ?? 0;
+  return mib > 0 ? mib : null;
 }
 
 function tokensOf(answer: Json): number {

@@ -69,6 +69,8 @@ export function launch(input: LaunchInput): Launch {
     // One slot's overflow must not end the others' streams: each has its own part of the cache.
     ...["-np", String(pool.slots), "--no-kv-unified", "-c", String(pool.slots * ctx)],
     ...["--cache-ram", String(cacheRamMib)],
+    // Without it the engine does not erase a slot either; nothing is ever saved there.
+    ...["--slot-save-path", input.runDir],
     ...batchFlags(input, workload, ctx),
     ...(asksFor(pool.args, ["-t", "--threads"])
       ? []

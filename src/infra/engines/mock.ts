@@ -124,6 +124,7 @@ export class MockEngineClient implements EngineClient {
       modelPath: null,
       modelSizeBytes: null,
       modelParams: null,
+      kvBytesPerToken: null,
       ctxTrain: this.#ctx,
       hasChatTemplate: true,
       workloads: this.#pool.workloads,
@@ -235,6 +236,11 @@ export class MockEngineClient implements EngineClient {
       this.#freeWaiters.add(waiter);
       signal.addEventListener("abort", onAbort, { once: true });
     });
+  }
+
+  async eraseContext(slot: number, signal: AbortSignal): Promise<void> {
+    this.#assertReachable(signal);
+    this.#cache.delete(slot);
   }
 
   onLogLine(): void {

@@ -12,7 +12,7 @@ import { priorities } from "../../domain/task.ts";
 
 export const other = "other";
 
-/** Behaviour §14; `cause` and `policy` belong to series that came on top. */
+/** Behaviour §14; `cause`, `policy` and `dimension` belong to series that came on top. */
 export const labelBudgets = {
   engine: 4,
   engine_version: 64,
@@ -28,6 +28,7 @@ export const labelBudgets = {
   fallback: 2,
   cause: 16,
   policy: 8,
+  dimension: 4,
   version: 2,
   commit: 2,
   bun: 2,

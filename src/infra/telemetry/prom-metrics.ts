@@ -36,6 +36,7 @@ export interface PromMetricsOptions {
 
 const engine = ["engine", "engine_version", "pool_id"] as const;
 const replica = [...engine, "replica_id"] as const;
+const predicted = ["pool_id", "priority"] as const;
 const firstTokenBucketsMs = [50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000];
 const decodeBucketsMs = [250, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000];
 
@@ -87,6 +88,17 @@ export class PromMetrics implements Metrics {
     "Engine processes started again after a failure, by its cause.",
     ["pool_id", "replica_id", "cause"],
   );
+  private readonly sessionsEvicted = this.counter(
+    "sessions_evicted_total",
+    "Sessions that ended: their time was over (ttl), there were too many (max), they were deleted.",
+    ["reason"],
+  );
+  private readonly sessionTurns = this.counter("session_turns_total", "Tasks accepted in a session.", []);
+  private readonly budgetRefusals = this.counter(
+    "budget_refusals_total",
+    "Tasks refused because a budget was short, by its dimension.",
+    ["dimension"],
+  );
   private readonly firstTokenMs = this.histogram(
     "latency_first_token_ms",
     "From acceptance to the first token, milliseconds.",
@@ -107,6 +119,31 @@ export class PromMetrics implements Metrics {
     "1 when at least one replica has decoded and takes tasks, else 0.",
     engine,
   );
+  private readonly brier = this.gauge(
+    "prediction_brier_score",
+    "Mean squared error of on_time_probability, 0 to 1, less is better; absent until a deadline was scored.",
+    predicted,
+  );
+  private readonly baseRateBrier = this.gauge(
+    "prediction_base_rate_brier_score",
+    "The same had each task been told the share of deadlines that was met in the end.",
+    predicted,
+  );
+  private readonly coverage = this.gauge(
+    "prediction_interval_coverage",
+    "Share of starts that fell into their promised 80 % interval, of tasks that waited; absent until one did.",
+    predicted,
+  );
+  private readonly startsScored = this.counter(
+    "prediction_starts_scored_total",
+    "Promised starts that were compared with what happened.",
+    predicted,
+  );
+  private readonly deadlinesScored = this.counter(
+    "prediction_deadlines_scored_total",
+    "Promised probabilities that were compared with what happened.",
+    predicted,
+  );
   private readonly kvUsage = this.gauge(
     "kv_cache_usage_ratio",
     "Known tokens of running tasks divided by slots times context, 0 to 1; absent while unknown.",
@@ -121,6 +158,8 @@ export class PromMetrics implements Metrics {
     "Replicas that could have taken the task placed last.",
     [],
   );
+  private readonly sessionsActive = this.gauge("sessions_active", "Sessions that have not ended.", []);
+  private readonly storeBytes = this.gauge("task_store_bytes", "Bytes of the stored state on disk.", []);
   private readonly eventLogs = this.gauge("event_logs", "Event logs of tasks held in memory.", []);
   private readonly eventLogBytes = this.gauge("event_log_bytes", "Bytes of all event logs in memory.", []);
   private readonly viewers = this.gauge("viewers", "Streams that are open now.", []);
@@ -144,8 +183,8 @@ export class PromMetrics implements Metrics {
     this.processStats = options.processStats ?? readProcessStats;
     this.buildInfo.set(this.shown("build_info", { ...options.build }), 1);
     // An unlabelled gauge starts at 0, which would be a claim.
-    for (const gauge of [this.candidates, this.eventLogs, this.eventLogBytes, this.viewers, this.lagMs])
-      gauge.remove();
+    const unlabelled = [this.candidates, this.sessionsActive, this.storeBytes, this.eventLogs];
+    for (const gauge of [...unlabelled, this.eventLogBytes, this.viewers, this.lagMs]) gauge.remove();
   }
 
   /** Gauges that need the services stay absent until this is called. */
@@ -221,6 +260,18 @@ export class PromMetrics implements Metrics {
     });
   }
 
+  sessionEvicted(reason: "ttl" | "max" | "deleted"): void {
+    this.count("sessions_evicted_total", this.sessionsEvicted, { reason });
+  }
+
+  sessionTurn(): void {
+    this.sessionTurns.inc();
+  }
+
+  budgetRefused(dimension: "tokens" | "time" | "cost"): void {
+    this.count("budget_refusals_total", this.budgetRefusals, { dimension });
+  }
+
   /** The exposition in Prometheus' text format 0.0.4. */
   render(): Promise<string> {
     this.readProcess();
@@ -240,13 +291,17 @@ export class PromMetrics implements Metrics {
   private readSources(sources: MetricsSources): void {
     // Series of what is gone must not linger with their last value.
     for (const gauge of [this.queueDepth, this.poolReady, this.kvUsage, this.modelState]) gauge.reset();
-    this.readPools(sources.pools());
+    const pools = sources.pools();
+    this.readPools(pools);
+    this.readPredictions(pools);
     for (const { modelId, state } of sources.models())
       this.modelState.set(this.shown("model_state", { model_id: modelId, state }), 1);
     const logs = sources.eventLogs();
     this.eventLogs.set(logs.count);
     this.eventLogBytes.set(logs.bytes);
     this.viewers.set(sources.viewers());
+    this.sessionsActive.set(sources.sessions());
+    this.storeBytes.set(sources.storeBytes());
     setOrRemove(this.lagMs, sources.loopLagMs());
   }
 
@@ -266,6 +321,27 @@ export class PromMetrics implements Metrics {
         setCombined(this.kvUsage, usage, labels, ratio, Math.max);
       }
     }
+  }
+
+  private readPredictions(pools: readonly PoolGauges[]): void {
+    const { brier, baseRateBrier, coverage, startsScored, deadlinesScored } = this;
+    for (const series of [brier, baseRateBrier, coverage, startsScored, deadlinesScored]) series.reset();
+    // Pools beyond the budget share the series "other": the worst of them is shown.
+    const worst = { brier: new Map(), baseRate: new Map(), coverage: new Map() };
+    for (const { poolId, prediction } of pools)
+      for (const priority of prediction === undefined ? [] : priorities) {
+        const scores = prediction?.[priority];
+        if (scores === undefined) continue;
+        const labels = this.shown("prediction_brier_score", { pool_id: poolId, priority });
+        startsScored.inc(labels, scores.startsScored);
+        deadlinesScored.inc(labels, scores.deadlinesScored);
+        const { brierScore, baseRateBrierScore, intervalCoverage } = scores;
+        if (brierScore !== null) setCombined(brier, worst.brier, labels, brierScore, Math.max);
+        if (baseRateBrierScore !== null)
+          setCombined(baseRateBrier, worst.baseRate, labels, baseRateBrierScore, Math.max);
+        if (intervalCoverage !== null)
+          setCombined(coverage, worst.coverage, labels, intervalCoverage, Math.min);
+      }
   }
 
   private count(series: string, counter: Counter, labels: Labels, by = 1): void {

@@ -1,0 +1,209 @@
+/**
+ * What the scheduler knows: tasks that are not terminal, and for each pool its queue and the slots of its ready
+ * replicas; and the moves that several decisions share. Called by the scheduler's own files; others only read it.
+ *
+ * Always holds: a task is in its pool's queue exactly while its state is queued; `busy` counts the slots that are not
+ * free; an exclusive lease is the only busy slot of its replica; at most min(exclusiveMax, replicas) replicas of a
+ * pool are held by or reserved for exclusive tasks, each of which waits apart in the queue.
+ */
+import { assert } from "./assert.ts";
+import type { ErrorCode } from "./errors.ts";
+import { limits } from "./limits.ts";
+import type { ReplicaSlots } from "./placement.ts";
+import type { FullPolicy } from "./pool.ts";
+import { type Fairness, type QueueEntry, TaskQueue } from "./queue.ts";
+import type { Command, Lease, NewTask, StartReason } from "./scheduler-protocol.ts";
+import { isTerminal, type TaskState, type TerminalState, transition } from "./task.ts";
+
+export interface SchedulerOptions {
+  readonly attemptsMax: number;
+  readonly batchMaxWaitMs: number;
+  readonly fair: Fairness;
+  /** Replicas of one pool that exclusive tasks may hold or reserve at once; absent: limits.exclusiveMaxDefault. */
+  readonly exclusiveMax?: number;
+}
+
+/** Its own entry in the queue: a hundred thousand of them wait in memory. */
+export interface ScheduledTask extends NewTask, QueueEntry {
+  resumed: boolean;
+  /** When it began to wait for its session's replica, once in its life; "never": it must not. */
+  heldSinceMs: number | null | "never";
+  /** The rule that gave it its turn, while it waits apart for a replica of its own. */
+  calledBy: StartReason["rule"] | null;
+  /** Its deadline passed while it ran: it may finish, it does not start again. */
+  overdue: boolean;
+  state: TaskState;
+  lease: Lease | null;
+  attempts: number;
+  /** Attempts that ended without a new token: only these use up attemptsMax. */
+  fruitlessAttempts: number;
+}
+
+export interface PoolState {
+  readonly poolId: string;
+  readonly capacity: number;
+  readonly fullPolicy: FullPolicy;
+  readonly queue: TaskQueue;
+  readonly replicas: Map<string, ReplicaSlots>;
+  startsSinceAged: number;
+  /** The `wake` that was asked for and has not come. */
+  wakeAtMs: number | null;
+  /** The supervisor gave up on it; told to clients instead of queueing for nothing. */
+  unavailable: string | null;
+}
+
+export interface SchedulerState {
+  readonly options: SchedulerOptions;
+  readonly pools: Map<string, PoolState>;
+  /** Tasks that are not terminal. */
+  readonly tasks: Map<string, ScheduledTask>;
+  leases: number;
+  admissions: number;
+}
+
+export function createScheduler(
+  options: SchedulerOptions,
+  pools: readonly { readonly id: string; readonly capacity: number; readonly fullPolicy: FullPolicy }[],
+): SchedulerState {
+  assert(options.attemptsMax >= 1 && options.batchMaxWaitMs >= 0, "scheduler options are within bounds");
+  assert((options.exclusiveMax ?? 1) >= 1, "one replica at least may run exclusive tasks");
+  const poolState = (p: (typeof pools)[number]): PoolState => ({
+    poolId: p.id,
+    capacity: p.capacity,
+    fullPolicy: p.fullPolicy,
+    queue: new TaskQueue(options.fair),
+    replicas: new Map(),
+    startsSinceAged: 0,
+    wakeAtMs: null,
+    unavailable: null,
+  });
+  return {
+    options,
+    pools: new Map(pools.map((p) => [p.id, poolState(p)])),
+    tasks: new Map(),
+    leases: 0,
+    admissions: 0,
+  };
+}
+
+export function poolOf(state: SchedulerState, poolId: string): PoolState {
+  const pool = state.pools.get(poolId);
+  assert(pool !== undefined, `pool ${poolId} exists`);
+  return pool;
+}
+
+export function taskOf(state: SchedulerState, taskId: string): ScheduledTask {
+  const task = state.tasks.get(taskId);
+  assert(task !== undefined, `task ${taskId} is live`);
+  return task;
+}
+
+/** The replica that a fact is about; null: it is gone, or another incarnation runs now. */
+export function replicaOf(
+  pool: PoolState,
+  { replicaId, incarnation }: { readonly replicaId: string; readonly incarnation: number },
+): ReplicaSlots | null {
+  const replica = pool.replicas.get(replicaId);
+  return replica !== undefined && replica.incarnation === incarnation ? replica : null;
+}
+
+/** Busy slots of a replica: leased and releasing. 0 for one that is not ready. */
+export function slotsBusy(state: SchedulerState, poolId: string, replicaId: string): number {
+  return state.pools.get(poolId)?.replicas.get(replicaId)?.busy ?? 0;
+}
+
+/** One more replica of the pool may be taken for an exclusive task. */
+export function mayTakeAlone(state: SchedulerState, pool: PoolState): boolean {
+  let taken = 0;
+  for (const replica of pool.replicas.values())
+    if (replica.exclusiveLeaseId !== null || replica.reservedFor !== null) taken++;
+  const max = state.options.exclusiveMax ?? limits.exclusiveMaxDefault;
+  return taken < Math.min(max, pool.replicas.size);
+}
+
+export function live(
+  task: NewTask & { readonly ordinal: number; readonly admittedMs: number; readonly resumed: boolean },
+): ScheduledTask {
+  return {
+    taskId: task.taskId,
+    poolId: task.poolId,
+    keyId: task.keyId,
+    sessionId: task.sessionId,
+    priority: task.priority,
+    expectedMs: task.expectedMs,
+    exclusive: task.exclusive,
+    prefix: task.prefix,
+    ordinal: task.ordinal,
+    admittedMs: task.admittedMs,
+    resumed: task.resumed,
+    heldSinceMs: null,
+    calledBy: null,
+    overdue: false,
+    state: "queued",
+    lease: null,
+    attempts: 0,
+    fruitlessAttempts: 0,
+  };
+}
+
+/** Its one terminal event. A replica that was reserved for it is open again: `schedule` must follow. */
+export function end(
+  state: SchedulerState,
+  task: ScheduledTask,
+  to: TerminalState,
+  code: ErrorCode | null,
+  message: string,
+  commands: Command[],
+  replicaId: string | null = null,
+): void {
+  const pool = poolOf(state, task.poolId);
+  task.state = transition(task.state, to);
+  assert(isTerminal(task.state), "an ended task is terminal");
+  pool.queue.remove(task.taskId);
+  if (task.calledBy !== null)
+    for (const replica of pool.replicas.values())
+      if (replica.reservedFor === task.taskId) replica.reservedFor = null;
+  state.tasks.delete(task.taskId);
+  commands.push({
+    type: "finish_task",
+    taskId: task.taskId,
+    state: to,
+    code,
+    message,
+    replicaId: replicaId ?? task.lease?.replicaId ?? null,
+  });
+}
+
+/** Cuts a running attempt: the slot counts as free only when the engine has freed it. */
+export function cut(state: SchedulerState, task: ScheduledTask, reason: string, commands: Command[]): void {
+  const lease = task.lease;
+  assert(lease !== null, "only a running task is cut");
+  const replica = replicaOf(poolOf(state, task.poolId), lease);
+  if (replica !== null) markReleasing(replica, lease.leaseId);
+  commands.push({ type: "abort_attempt", leaseId: lease.leaseId, reason });
+}
+
+export function markReleasing(replica: ReplicaSlots, leaseId: number): void {
+  const index = replica.slots.findIndex((s) => s.kind === "leased" && s.leaseId === leaseId);
+  const slot = replica.slots[index];
+  assert(slot !== undefined && slot.kind === "leased", `lease ${leaseId} holds a slot`);
+  replica.slots[index] = { ...slot, kind: "releasing" };
+}
+
+export function freeSlot(
+  state: SchedulerState,
+  replica: ReplicaSlots,
+  leaseId: number,
+  commands: Command[],
+): void {
+  const index = replica.slots.findIndex((s) => s.kind !== "free" && s.leaseId === leaseId);
+  const slot = replica.slots[index];
+  assert(slot !== undefined, `lease ${leaseId} holds a slot`);
+  const { prefix, sessionId } = slot;
+  replica.slots[index] = { kind: "free", prefix, sessionId, freedAt: state.leases };
+  replica.busy--;
+  assert(replica.busy >= 0, "busy slots never go below zero");
+  if (replica.exclusiveLeaseId === leaseId) replica.exclusiveLeaseId = null;
+  const { replicaId, incarnation, busy } = replica;
+  commands.push({ type: "note_slots_busy", replicaId, incarnation, busy });
+}

@@ -1,0 +1,48 @@
+/**
+ * Every statement of the store, prepared once. The store takes them by name and gives them back when it closes.
+ *
+ * Always holds: each reads one range of one index; only `live`, `sessions` and `allowances`, which run at boot, read
+ * more than they are asked to return.
+ */
+import type { Database } from "bun:sqlite";
+import { limits } from "../../domain/limits.ts";
+import { taskColumns } from "./rows.ts";
+
+export function prepareStatements(db: Database) {
+  const range = (where: string) =>
+    db.prepare(
+      `SELECT ${taskColumns} FROM tasks WHERE ${where} AND state = ? AND ordinal < ? ORDER BY ordinal DESC LIMIT ?`,
+    );
+  return {
+    begin: db.prepare("BEGIN IMMEDIATE"),
+    commit: db.prepare("COMMIT"),
+    admit: db.prepare(`INSERT INTO tasks (${taskColumns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`),
+    end: db.prepare(
+      "UPDATE tasks SET state = ?, finished_ms = ?, end = ?, end_crc = ?, input = NULL, input_crc = NULL WHERE task_id = ? AND state IS NULL",
+    ),
+    watched: db.prepare("UPDATE tasks SET watched = 1 WHERE task_id = ? AND state IS NULL"),
+    saveSession: db.prepare("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)"),
+    removeSession: db.prepare("DELETE FROM sessions WHERE session_id = ?"),
+    saveAllowance: db.prepare("INSERT OR REPLACE INTO allowances VALUES (?, ?, ?)"),
+    highest: db.prepare(
+      "SELECT max(ordinal) FROM (SELECT max(ordinal) AS ordinal FROM tasks UNION ALL SELECT ordinal FROM pruned)",
+    ),
+    live: db.prepare(`SELECT ${taskColumns} FROM tasks WHERE state IS NULL ORDER BY ordinal`),
+    sessions: db.prepare("SELECT * FROM sessions ORDER BY session_id"),
+    allowances: db.prepare("SELECT * FROM allowances ORDER BY key_id"),
+    byId: db.prepare(`SELECT ${taskColumns} FROM tasks WHERE task_id = ?`),
+    ended: range("TRUE"),
+    endedOfKey: range("key_id = ?"),
+    // A session belongs to one key: the filter on the key keeps strangers out, it does not make the range longer.
+    endedOfSession: db.prepare(
+      `SELECT ${taskColumns} FROM tasks WHERE session_id = ? AND state = ? AND ordinal < ? AND key_id = ifnull(?, key_id) ORDER BY ordinal DESC LIMIT ?`,
+    ),
+    noteHighest: db.prepare(
+      "UPDATE pruned SET ordinal = max(ordinal, (SELECT ifnull(max(ordinal), 0) FROM tasks))",
+    ),
+    prune: db.prepare(
+      "DELETE FROM tasks WHERE ordinal IN (SELECT ordinal FROM tasks WHERE finished_ms < ? ORDER BY finished_ms LIMIT ?)",
+    ),
+    giveBack: db.prepare(`PRAGMA incremental_vacuum(${limits.storeGiveBackPagesMax})`),
+  };
+}

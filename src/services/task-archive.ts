@@ -1,0 +1,63 @@
+/**
+ * Every task that can still be told of: those in memory, and the ended ones that only the store remembers. Read by
+ * the API, and by the dispatcher for repeats. An archived record has no events any more.
+ */
+import { isTerminal } from "../domain/task.ts";
+import type { StoredTask, TaskStore } from "../ports/task-store.ts";
+import { TaskLog } from "./event-log.ts";
+import type { ListQuery, TaskRecord, TaskRegistry } from "./task-registry.ts";
+
+export class TaskArchive {
+  constructor(
+    private readonly registry: TaskRegistry,
+    private readonly store: TaskStore,
+  ) {}
+
+  find(taskId: string): TaskRecord | null {
+    const record = this.registry.find(taskId);
+    if (record !== null) return record;
+    const stored = this.store.find(taskId);
+    return stored === null ? null : recordOf(stored);
+  }
+
+  /** Newest first. */
+  list(query: ListQuery): TaskRecord[] {
+    const { state, limit } = query;
+    const live = state !== null && isTerminal(state) ? [] : this.registry.listLive(query);
+    const ended =
+      state !== null && !isTerminal(state)
+        ? []
+        : this.store.list({ ...query, state }).map((s) => this.known(s));
+    return [...live, ...ended].sort((a, b) => b.ordinal - a.ordinal).slice(0, limit);
+  }
+
+  /** What memory still has knows more. */
+  private known(stored: StoredTask): TaskRecord {
+    return this.registry.find(stored.spec.taskId) ?? recordOf(stored);
+  }
+}
+
+function recordOf({ ordinal, spec, createdMs, promise, expectedTokensOut, ended }: StoredTask): TaskRecord {
+  return {
+    spec,
+    ordinal,
+    log: new TaskLog({ bytes: 0 }),
+    createdMs,
+    promise,
+    expectedTokensOut,
+    state: ended?.state ?? "queued",
+    attempts: ended?.attempts ?? 0,
+    replicaId: ended?.replicaId ?? null,
+    engineVersion: ended?.engineVersion ?? "unknown",
+    startedMs: ended?.startedMs ?? null,
+    firstTokenMs: ended?.firstTokenMs ?? null,
+    finishedMs: ended?.finishedMs ?? null,
+    tokensIn: ended?.tokensIn ?? null,
+    tokensOut: ended?.tokensOut ?? 0,
+    kvWarmth: false,
+    finishReason: ended?.finishReason ?? null,
+    error: ended?.error ?? null,
+    watchers: 0,
+    watched: false,
+  };
+}

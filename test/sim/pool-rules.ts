@@ -1,0 +1,208 @@
+/**
+ * What must be so among the tasks of one pool, as an onlooker can tell: who starts before whom, who is refused or
+ * dropped when the queue is full, and that nothing waits while an engine is free. Called by checker.ts; shares no
+ * code with src. Judged against what was so in an earlier instant, see there.
+ */
+import type { FullPolicy } from "../../src/domain/pool.ts";
+import type { TaskStory } from "./task-story.ts";
+
+export interface PoolRulesOptions {
+  readonly id: string;
+  readonly capacity: number;
+  readonly fullPolicy: FullPolicy;
+  readonly batchMaxWaitMs: number;
+  readonly fair: "fifo" | "per-key";
+  /** So long a session's turn may be passed, while the engine that holds its context is soon free. */
+  readonly affinityWaitMs: number;
+}
+
+export interface Instance {
+  readonly id: number;
+  readonly pool: string;
+  readonly slots: number;
+  readonly servesSinceMs: number;
+  goneAtMs: number | null;
+  /** Who took a slot, from the beginning of its generation until the engine freed the slot. */
+  readonly taken: Map<number, TaskStory>;
+}
+
+export class PoolRules {
+  /** Sent and not known to be over before this instant. */
+  readonly live = new Set<TaskStory>();
+  readonly instances = new Set<Instance>();
+  agedStarts = 0;
+  /** Starts that are not aged ones since the last aged one that overtook; Infinity: not known. */
+  private startsSinceOvertaken = Number.POSITIVE_INFINITY;
+  private idleSinceMs: number | null = null;
+
+  constructor(
+    readonly options: PoolRulesOptions,
+    private readonly violation: (what: string) => void,
+  ) {}
+
+  /** Starts that were decided for a lost engine may never reach it: they cannot be counted from here. */
+  lostCount(): void {
+    this.startsSinceOvertaken = Number.POSITIVE_INFINITY;
+  }
+
+  judgeSlot(story: TaskStory, instance: Instance, slot: number, nowMs: number): void {
+    const { nth } = story;
+    if (instance.goneAtMs !== null && instance.goneAtMs < nowMs)
+      this.violation(`task ${nth} started on an engine that was lost`);
+    if (slot < 0 || slot >= instance.slots) this.violation(`task ${nth} started in slot ${slot}`);
+    if (instance.taken.has(slot)) this.violation(`task ${nth} started in slot ${slot}, which is busy`);
+    if (instance.pool !== story.seen.poolId) this.violation(`task ${nth} started in another pool`);
+    if (story.seen.strict && instance.taken.size > 0)
+      this.violation(`strict task ${nth} is not alone on its engine`);
+    for (const other of instance.taken.values())
+      if (other.seen.strict && other !== story)
+        this.violation(`task ${nth} started beside strict task ${other.nth}`);
+  }
+
+  /** Order among the starts of the pool. A strict task has its turn when it is called up, which nobody sees. */
+  judgeOrder(story: TaskStory, nowMs: number): void {
+    const waiting = [...this.live].filter((s) => s !== story && s.certainlyWaits(nowMs));
+    const strictLives = [...this.live].some((s) => s.seen.strict && s.accepted);
+    if (strictLives) this.countAnew();
+    if (story.seen.strict) return;
+    const passed = waiting.find(
+      (s) => this.inLine(s, story) && s.nth < story.nth && !this.mayBePassed(s, nowMs),
+    );
+    if (passed !== undefined)
+      this.violation(`task ${story.nth} started before task ${passed.nth} of its class`);
+    this.judgeClasses(story, waiting, nowMs);
+    if (!strictLives) this.judgeAged(story, waiting, nowMs);
+  }
+
+  /** Turns were given that nobody saw. */
+  private countAnew(): void {
+    this.startsSinceOvertaken = Number.POSITIVE_INFINITY;
+    for (const story of this.live) {
+      story.batchStartsWhileAged = 0;
+      story.interactiveStartsWhileAged = 0;
+    }
+  }
+
+  private inLine(a: TaskStory, b: TaskStory): boolean {
+    if (a.seen.priority !== b.seen.priority) return false;
+    return this.options.fair === "fifo" || a.seen.keyId === b.seen.keyId;
+  }
+
+  private mayBePassed(story: TaskStory, nowMs: number): boolean {
+    if (story.seen.strict) return true;
+    if (story.seen.sessionId === null) return false;
+    story.passedSinceMs ??= nowMs;
+    return nowMs - story.passedSinceMs <= this.options.affinityWaitMs;
+  }
+
+  private judgeClasses(story: TaskStory, waiting: readonly TaskStory[], nowMs: number): void {
+    const { batchMaxWaitMs, fair } = this.options;
+    const interactive = waiting.find((s) => s.seen.priority === "interactive" && !this.mayBePassed(s, nowMs));
+    if (story.seen.priority !== "batch" || interactive === undefined) {
+      this.startsSinceOvertaken++;
+      return;
+    }
+    this.agedStarts++;
+    // By key, the aged one may give its turn to a task of a key that is before its own.
+    const oldestMs = Math.min(
+      story.seen.atMs,
+      ...waiting.filter((s) => fair === "per-key" && s.seen.priority === "batch").map((s) => s.seen.atMs),
+    );
+    if (nowMs - oldestMs < batchMaxWaitMs - 0.001)
+      this.violation(`batch task ${story.nth} started before interactive task ${interactive.nth}`);
+    if (this.startsSinceOvertaken < 3)
+      this.violation(`batch task ${story.nth} overtook after ${this.startsSinceOvertaken} other starts`);
+    this.startsSinceOvertaken = 0;
+  }
+
+  /** Every fourth start is a batch task's: the stated bound of 4(k+1), seen from the other side. */
+  private judgeAged(story: TaskStory, waiting: readonly TaskStory[], nowMs: number): void {
+    for (const other of waiting) {
+      const { priority, atMs, sessionId } = other.seen;
+      if (priority !== "batch" || sessionId !== null) continue;
+      if (atMs + this.options.batchMaxWaitMs >= nowMs) continue;
+      if (story.seen.priority === "batch") other.batchStartsWhileAged++;
+      else other.interactiveStartsWhileAged++;
+      if (other.interactiveStartsWhileAged > 3 * (other.batchStartsWhileAged + 1))
+        this.violation(
+          `aged batch task ${other.nth} watched ${other.interactiveStartsWhileAged} interactive starts`,
+        );
+    }
+  }
+
+  // ---- a full queue ----
+
+  /** True when this code belongs here, whatever is then said of it. */
+  judgeRefusal(story: TaskStory, code: string, nowMs: number): boolean {
+    const { capacity, fullPolicy } = this.options;
+    const expected = fullPolicy === "drop-lru" ? "QUEUE_FULL_DROP_LRU" : "ADMISSION_REJECT";
+    if (code !== expected) return false;
+    // All that may have waited at some moment of this instant.
+    const waiting = [...this.live].filter(
+      (s) => s !== story && (s.cutAtMs ?? nowMs) === nowMs && (s.leftQueueAtMs ?? nowMs) === nowMs,
+    );
+    const shed = fullPolicy === "shed-low-priority" && story.seen.priority === "batch";
+    const places = shed ? Math.ceil(capacity * 0.8) : capacity;
+    if (waiting.length < places)
+      this.violation(`task ${story.nth} was refused, but ${waiting.length} of ${capacity} tasks waited`);
+    if (fullPolicy !== "drop-lru") return true;
+    const droppable = waiting.find((s) => isDroppable(s) && s.certainlyWaits(nowMs));
+    if (droppable !== undefined)
+      this.violation(`task ${story.nth} was refused, but task ${droppable.nth} could have been dropped`);
+    return true;
+  }
+
+  /** The task ends because a newer one took its place. */
+  judgeDrop(story: TaskStory, nowMs: number): void {
+    const { capacity, fullPolicy } = this.options;
+    if (fullPolicy !== "drop-lru") this.violation(`task ${story.nth} was dropped under ${fullPolicy}`);
+    if (story.phase !== "waiting" || story.seen.priority !== "batch")
+      this.violation(`task ${story.nth} was dropped, a ${story.phase} task of class ${story.seen.priority}`);
+    if (story.cutAtMs !== null && story.cutAtMs < nowMs)
+      this.violation(`task ${story.nth} was dropped although it had run before`);
+    const older = [...this.live].find((s) => s.nth < story.nth && isDroppable(s) && s.certainlyWaits(nowMs));
+    if (older !== undefined)
+      this.violation(`task ${story.nth} was dropped before task ${older.nth}, which is older`);
+    const waiting = [...this.live].filter(
+      (s) => (s.cutAtMs ?? nowMs) === nowMs && (s.leftQueueAtMs ?? nowMs) === nowMs,
+    );
+    if (waiting.length <= capacity)
+      this.violation(`task ${story.nth} was dropped, but ${waiting.length} of ${capacity} tasks waited`);
+  }
+
+  // ---- the end of an instant ----
+
+  judgeRest(nowMs: number, instantMs: number): void {
+    const waiting = [...this.live].filter((s) => s.accepted && s.phase === "waiting");
+    const counted = waiting.filter((s) => s.cutAtMs === null).length;
+    if (counted > this.options.capacity)
+      this.violation(
+        `${counted} tasks waited in ${this.options.id}, which has ${this.options.capacity} places`,
+      );
+    this.judgeIdle(waiting, nowMs, instantMs);
+  }
+
+  private judgeIdle(waiting: readonly TaskStory[], nowMs: number, instantMs: number): void {
+    // One engine may be kept for a strict task until it is empty.
+    const kept = waiting.some((s) => s.seen.strict) ? 1 : 0;
+    const others = waiting.filter((s) => !s.seen.strict);
+    const idle = [...this.instances].filter(
+      (i) => i.taken.size < i.slots && ![...i.taken.values()].some((s) => s.seen.strict),
+    );
+    const [first] = idle;
+    if (first === undefined || idle.length <= kept || others.length === 0) {
+      this.idleSinceMs = null;
+      return;
+    }
+    this.idleSinceMs ??= instantMs;
+    const sessionsOnly = others.every((s) => s.seen.sessionId !== null);
+    if (sessionsOnly && nowMs - this.idleSinceMs <= this.options.affinityWaitMs) return;
+    this.violation(
+      `engine ${first.id} of ${this.options.id} had a free slot while ${waiting.length} tasks waited`,
+    );
+  }
+}
+
+/** A strict task may have been called up already: whether it still stands in the line cannot be seen. */
+const isDroppable = (s: TaskStory): boolean =>
+  s.seen.priority === "batch" && s.cutAtMs === null && !s.seen.strict;
