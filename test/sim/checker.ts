@@ -26,6 +26,7 @@ interface Generation {
 export class Checker implements EngineWatcher {
   readonly violations: string[] = [];
   readonly stories = new Map<string, TaskStory>();
+  private goneAtMs = 0;
   readonly counts = { starts: 0, putBacks: 0, engines: 0, enginesLost: 0, tokens: 0, restarts: 0 };
   private readonly pools: Map<string, PoolRules>;
   private readonly sessions: SessionRules;
@@ -146,6 +147,7 @@ export class Checker implements EngineWatcher {
   /** The daemon is gone, and its engines with it. */
   gone(): void {
     const nowMs = this.look();
+    this.goneAtMs = nowMs;
     this.counts.restarts++;
     this.running.clear();
     for (const instance of this.instances.values()) instance.goneAtMs ??= nowMs;
@@ -174,8 +176,10 @@ export class Checker implements EngineWatcher {
       if (story.refused !== null) this.violation(`task ${story.nth} was refused and was recovered`);
       const unanswered = !story.accepted;
       story.waitAgain(nowMs);
-      // Whether somebody watched it is not known any more: whoever wants it comes back within the grace.
-      story.lastLeftAtMs = nowMs;
+      // Who watched it comes back within the grace; what nobody ever watched runs on. Of a first viewer of the very
+      // last moment the daemon may know or not.
+      story.lastLeftAtMs = story.watchedAtMs === null ? null : nowMs;
+      story.watchUnsure = story.watchedAtMs !== null && story.watchedAtMs >= this.goneAtMs;
       this.poolOf(story).live.add(story);
       if (unanswered) this.sessions.accepted(story, nowMs);
     }
@@ -192,8 +196,10 @@ export class Checker implements EngineWatcher {
   }
 
   viewerCame(taskId: string): void {
-    this.look();
-    this.story(taskId).viewers++;
+    const nowMs = this.look();
+    const story = this.story(taskId);
+    story.viewers++;
+    story.watchedAtMs ??= nowMs;
   }
 
   viewerLeft(taskId: string): void {
@@ -218,6 +224,7 @@ export class Checker implements EngineWatcher {
 
   private judgeWatchers(story: TaskStory, nowMs: number): void {
     if (story.seen.onDisconnect !== "cancel" || story.viewers > 0 || story.lastLeftAtMs === null) return;
+    if (story.watchUnsure) return;
     if (
       story.lastLeftAtMs + this.options.disconnectGraceMs < this.instantMs - 0.001 &&
       story.phase !== "ended"

@@ -47,6 +47,10 @@ export class TaskStory {
   /** Those that count for on_disconnect. */
   viewers = 0;
   lastLeftAtMs: number | null = null;
+  /** Its first viewer that counts came. */
+  watchedAtMs: number | null = null;
+  /** Whether the daemon still knew that after a restart cannot be told. */
+  watchUnsure = false;
   cancelAtMs: number | null = null;
   cancelResolved = false;
   /** It ended while the daemon was away: its last frame was seen by nobody. */
