@@ -52,6 +52,61 @@ Feature: A bounded queue pushes back and keeps its order
     When alice submits "i2" of priority interactive
     Then the answer is 429 ADMISSION_REJECT
 
+  @ORCHD-ADM-1
+  Scenario: drop-lru lets the batch task go that waited longest
+    Given its queue holds 2 tasks with policy drop-lru
+    And the pool "words" is ready
+    When alice submits "running":
+      | prompt     | Once upon a time |
+      | max_tokens | 3000             |
+    And "running" is running
+    And alice submits "i1" of priority interactive
+    And alice submits and streams "b1":
+      | prompt   | Once upon a time |
+      | priority | batch            |
+    And alice submits "i2" of priority interactive
+    Then the answer is 202
+    And the stream "b1" ends with error QUEUE_FULL_DROP_LRU
+    And the error event of "b1" says:
+      | retriable | true |
+    And "b1" is failed
+    And "i1" is queued
+    When alice submits "refused":
+      | prompt   | Once upon a time |
+      | priority | batch            |
+    Then the answer is 429 QUEUE_FULL_DROP_LRU
+    And the answer says:
+      | retriable    | true     |
+      | policy_label | drop-lru |
+      | pool_id      | words    |
+    And Retry-After is in whole seconds, rounded up, and X-Backoff-Ms says the same
+    And the metrics are:
+      | admission_backpressure_events_total{policy="drop-lru"} | 2 |
+
+  @ORCHD-ADM-1
+  Scenario: shed-low-priority keeps the last places for interactive tasks
+    Given its queue holds 5 tasks with policy shed-low-priority
+    And the pool "words" is ready
+    When alice submits "running":
+      | prompt     | Once upon a time |
+      | max_tokens | 3000             |
+    And "running" is running
+    And alice submits "b1" of priority batch
+    And alice submits "b2" of priority batch
+    And alice submits "b3" of priority batch
+    And alice submits "b4" of priority batch
+    Then the answer is 202
+    When alice submits "b5" of priority batch
+    Then the answer is 429 ADMISSION_REJECT
+    And the answer says:
+      | policy_label | shed-low-priority |
+    When alice submits "i1" of priority interactive
+    Then the answer is 202
+    When alice submits "i2" of priority interactive
+    Then the answer is 429 ADMISSION_REJECT
+    And the answer says:
+      | policy_label | shed-low-priority |
+
   @ORCHD-ADM-2
   Scenario: Interactive goes before batch, and each in order of arrival
     Given the pool "words" is ready

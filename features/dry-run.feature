@@ -6,7 +6,7 @@ Feature: A client can ask what would become of a task
     And its queue holds 1 task
     And the pool "words" is ready
 
-  @ORCHD-ADM-3 @ORCHD-TASK-1
+  @ORCHD-TASK-10 @ORCHD-ADM-3 @ORCHD-TASK-1
   Scenario: The promise without the task
     When alice submits "running":
       | prompt     | Once upon a time |
@@ -29,7 +29,7 @@ Feature: A client can ask what would become of a task
     When alice asks for "/v1/tasks"
     Then the answer lists "running"
 
-  @ORCHD-ADM-1 @ORCHD-ADM-3 @ORCHD-TASK-5
+  @ORCHD-TASK-10 @ORCHD-ADM-1 @ORCHD-ADM-3 @ORCHD-TASK-5
   Scenario: The refusal that the task would get
     When alice asks what would become of:
       | prompt      | Once upon a time |
@@ -49,7 +49,7 @@ Feature: A client can ask what would become of a task
     Then the answer is 429 ADMISSION_REJECT
     And Retry-After is in whole seconds, rounded up, and X-Backoff-Ms says the same
 
-  @ORCHD-TASK-5
+  @ORCHD-TASK-10 @ORCHD-TASK-5
   Scenario: A refused deadline tells one that would do
     When alice asks what would become of:
       | prompt      | Once upon a time |
@@ -59,7 +59,7 @@ Feature: A client can ask what would become of a task
     When alice asks the same with the deadline that was told to be feasible
     Then the answer is 200
 
-  @ORCHD-TASK-3 @ORCHD-ADM-3
+  @ORCHD-TASK-10 @ORCHD-TASK-3
   Scenario: An id that a dry run named is still free, and one that is taken tells its first promise
     When alice asks what would become of:
       | task_id    | 0b9f2f4e-6a1c-4d57-9a44-0c1f5f1c2d3e |
@@ -81,7 +81,7 @@ Feature: A client can ask what would become of a task
       | max_tokens | 3                                    |
     Then the answer is 409 CONFLICT
 
-  @ORCHD-TASK-1
+  @ORCHD-TASK-10 @ORCHD-BUDG-1
   Scenario: A budget is told with every answer that it bounds
     When alice submits "bounded":
       | prompt     | Once upon a time            |

@@ -243,17 +243,3 @@ Feature: Every failure has a code that says what to do next
     And the stream "story" ends with end
     And the stream "story" has 30 tokens
     And the daemon ends
-
-  @ORCHD-CLI-4
-  Scenario: Work that is still running at the drain deadline ends with an error its client can act on
-    Given its tokens take 10 ms
-    And the setting "shutdown.drain_deadline_ms" is 50
-    And the pool "words" is ready
-    When alice submits and streams "story":
-      | prompt     | Once upon a time |
-      | max_tokens | 40               |
-      | on_disconnect | continue      |
-    And "story" has received 1 token
-    And the daemon is told to shut down
-    Then the stream "story" ends with error WORKER_RESET
-    And the daemon ends

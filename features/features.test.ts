@@ -8,6 +8,8 @@ import { join } from "node:path";
 import "./steps/answer.steps.ts";
 import "./steps/daemon.steps.ts";
 import "./steps/request.steps.ts";
+import "./steps/restart.steps.ts";
+import "./steps/session.steps.ts";
 import "./steps/stream.steps.ts";
 import "./steps/telemetry.steps.ts";
 import { requirements } from "./support/contract-check.ts";

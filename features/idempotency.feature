@@ -68,3 +68,35 @@ Feature: A request can be sent again without being done twice
     Then "story" is done
     And the metric tasks_enqueued_total is 1
     And the metric tasks_started_total is 1
+
+  @ORCHD-TASK-3 @ORCHD-DUR-2
+  Scenario Outline: A restart forgets no request, whether its task is <state> by then
+    Given its tokens take 10 ms
+    And the pool "words" is ready
+    When alice submits "story":
+      | task_id    | 0b9f2f4e-6a1c-4d57-9a44-0c1f5f1c2d3e |
+      | prompt     | Once upon a time                     |
+      | max_tokens | <tokens>                             |
+    And "story" is <state>
+    And the daemon is stopped
+    And the daemon starts again
+    And alice submits "story" again
+    Then the answer is 202
+    And it is the same answer as before
+    When alice submits "other":
+      | task_id    | 0b9f2f4e-6a1c-4d57-9a44-0c1f5f1c2d3e |
+      | prompt     | Twice upon a time                    |
+      | max_tokens | <tokens>                             |
+    Then the answer is 409 CONFLICT
+    When bob submits "theft":
+      | task_id    | 0b9f2f4e-6a1c-4d57-9a44-0c1f5f1c2d3e |
+      | prompt     | Once upon a time                     |
+      | max_tokens | <tokens>                             |
+    Then the answer is 409 CONFLICT
+    When alice asks for "/v1/tasks"
+    Then the answer lists "story"
+
+    Examples:
+      | state   | tokens |
+      | running | 3000   |
+      | done    | 3      |

@@ -1,7 +1,8 @@
 /** Steps that describe the daemon of a scenario, and what its pools do by themselves. */
 import { expect } from "bun:test";
-import { authSettings } from "../../test/support/running-daemon.ts";
+import { authSettings, type Setting } from "../../test/support/running-daemon.ts";
 import { waitFor } from "../../test/support/wait.ts";
+import { jsonOrText } from "../support/gherkin.ts";
 import { step } from "../support/steps.ts";
 import type { World } from "../support/world.ts";
 
@@ -20,6 +21,9 @@ step("its model is loaded at first use", (world) => {
 });
 step<[number]>("its queue holds {int} task(s)", (world, capacity) => {
   world.pool().queue = { capacity };
+});
+step<[number, string]>("its queue holds {int} tasks with policy {word}", (world, capacity, policy) => {
+  world.pool().queue = { capacity, full_policy: policy };
 });
 step<[number]>("its context holds {int} tokens", (world, tokens) => {
   world.pool().ctx = tokens;
@@ -51,7 +55,9 @@ step<[string, number]>("its engine {fault} after {int} tokens in every generatio
 );
 step("its engine never loads its model", (world) => fault("load_failure", null, 0)(world));
 
-step<[string, number]>("the setting {string} is {float}", (world, path, value) => world.set(path, value));
+step<[string, string]>("the setting {string} is {word}", (world, path, value) =>
+  world.set(path, jsonOrText(value) as Setting),
+);
 step("the daemon's log is kept", (world) => {
   world.logged = true;
 });

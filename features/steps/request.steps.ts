@@ -5,17 +5,22 @@ import { step } from "../support/steps.ts";
 import { type Person, tokensOf, type World } from "../support/world.ts";
 
 type Fields = Record<string, unknown>;
-const story: Fields = { prompt: "Once upon a time", max_tokens: 3 };
+export const story: Fields = { prompt: "Once upon a time", max_tokens: 3 };
 const pinned = (pool: string): Fields => ({ placement: { mode: "pin", pin_pool_id: pool } });
 const idOf = (json: Readonly<Record<string, unknown>>): string => String(json.task_id);
 
-async function submit(world: World, who: Person, name: string, fields: Fields): Promise<void> {
+export async function submit(world: World, who: Person, name: string, fields: Fields): Promise<void> {
   const body = JSON.stringify(fields);
   const answer = await world.ask(who, "/v1/tasks", { method: "POST", body });
   if (answer.status === 202) world.tasks.set(name, { id: idOf(answer.json), body });
 }
 
-async function submitAndStream(world: World, who: Person, name: string, fields: Fields): Promise<void> {
+export async function submitAndStream(
+  world: World,
+  who: Person,
+  name: string,
+  fields: Fields,
+): Promise<void> {
   const body = JSON.stringify(fields);
   const headers = { accept: "text/event-stream" };
   const stream = await world.open(who, name, "/v1/tasks", { method: "POST", body, headers });

@@ -2,14 +2,19 @@
  * What one scenario knows: the daemon it describes and runs, the people who ask, and what they were answered.
  * The steps in ../steps speak HTTP through it; every exchange is held to the contracts on the way.
  *
- * Always: a scenario has a daemon of its own, started at its first request; `close` ends every stream and it.
+ * Always: a scenario has a daemon of its own, started at its first request, and a folder of its own, in which it can
+ * start again; `close` ends every stream and it, and removes the folder.
  */
 import { expect } from "bun:test";
 import type { PoolHealthBody } from "../../src/api/schema/pools.ts";
 import {
+  databaseFile,
+  failToStart,
   keys,
   type LoggingDaemon,
+  newFolder,
   type RunningDaemon,
+  removeFolder,
   type Setting,
   startDaemon,
   startLoggingDaemon,
@@ -53,11 +58,15 @@ export class World {
   readonly tasks = new Map<string, { readonly id: string; readonly body: string }>();
   readonly streams = new Map<string, SseClient>();
   closing: Promise<void> | null = null;
+  /** What the last start that failed came to. */
+  failedStart: { readonly code: number; readonly stderr: string } | null = null;
   /** The answers before the last one. */
   readonly answersBefore: Answer[] = [];
   #answer: Answer | null = null;
   #daemon: Promise<RunningDaemon> | null = null;
   #logging: LoggingDaemon | null = null;
+  readonly #folder = newFolder();
+  readonly #sessions = new Map<string, string>();
   /** Body of the last dry run. */
   dryRunFields: Readonly<Record<string, unknown>> = {};
   /** Headers that the next request carries besides its own. */
@@ -98,14 +107,17 @@ export class World {
   }
 
   daemon(): Promise<RunningDaemon> {
-    const settings = { ...this.settings, pools: this.pools };
     this.#daemon ??= this.logged
-      ? startLoggingDaemon(settings).then((daemon) => {
+      ? startLoggingDaemon(this.#allSettings(), this.#folder).then((daemon) => {
           this.#logging = daemon;
           return daemon;
         })
-      : startDaemon(settings);
+      : startDaemon(this.#allSettings(), this.#folder);
     return this.#daemon;
+  }
+
+  #allSettings(): MutableSettings {
+    return { ...this.settings, pools: this.pools };
   }
 
   log(): LoggingDaemon {
@@ -119,9 +131,31 @@ export class World {
     this.closing = daemon.close();
   }
 
+  /** Once it has ended: the settings may be changed, and the next request starts it again. */
+  async stop(how: "drain" | "kill"): Promise<void> {
+    const daemon = await this.daemon();
+    await (how === "kill" ? this.log().kill() : daemon.close());
+    this.closing = null;
+    this.#daemon = null;
+    this.#logging = null;
+  }
+
+  async failToStart(): Promise<void> {
+    this.#assertNotStarted();
+    this.failedStart = await failToStart(this.#allSettings(), this.#folder);
+  }
+
+  get database(): string {
+    return databaseFile(this.#folder);
+  }
+
   async close(): Promise<void> {
     for (const stream of this.streams.values()) await stream.close();
-    await (await this.#daemon?.catch(() => null))?.close();
+    try {
+      await (await this.#daemon?.catch(() => null))?.close();
+    } finally {
+      removeFolder(this.#folder);
+    }
   }
 
   // ---- requests ----
@@ -191,6 +225,13 @@ export class World {
   get answer(): Answer {
     if (this.#answer === null) throw new Error("nobody asked anything yet");
     return this.#answer;
+  }
+
+  /** The id of the session that the scenario calls so. */
+  session(name: string): string {
+    const id = this.#sessions.get(name) ?? crypto.randomUUID();
+    this.#sessions.set(name, id);
+    return id;
   }
 
   task(name: string): string {

@@ -78,11 +78,17 @@ class Agent {
     while (performance.now() < untilMs) {
       let text = this.text(this.int(5, 40));
       for (let turns = this.int(1, 6); turns > 0 && performance.now() < untilMs; turns--) {
-        await this.run("interactive", text);
+        // Some turns ask several things at once, as agents with tools do.
+        const calls = this.unit() < 0.3 ? this.int(2, 4) : 1;
+        await Promise.all(
+          Array.from({ length: calls }, (_, n) =>
+            this.run("interactive", n === 0 ? text : `${text} ${this.text(3)}`),
+          ),
+        );
         text += ` ${this.text(this.int(5, 20))}`;
-        await Bun.sleep(this.exponential(2_500));
+        await Bun.sleep(this.exponential(2_000));
       }
-      await Bun.sleep(this.exponential(4_000));
+      await Bun.sleep(this.exponential(3_000));
     }
   }
 

@@ -269,12 +269,20 @@ function viewOf(record: TaskRecord, deps: TasksDeps): TaskViewBody {
 const rounded = (ms: number | null): number | null => (ms === null ? null : Math.round(ms));
 
 function waitingFor(record: TaskRecord, dispatcher: Dispatcher): string {
-  const { poolId, priority } = record.spec;
+  const { poolId, priority, determinism } = record.spec;
   const { ready, spec } = dispatcher.runtime(poolId);
   if (ready.size === 0)
     return `pool ${poolId} has no ready replica yet: its model loads or its engine restarts`;
   let slots = 0;
-  for (const { identity } of ready.values()) slots += identity.slots;
+  let busy = 0;
+  for (const [replicaId, { identity }] of ready) {
+    slots += identity.slots;
+    busy += dispatcher.view.slotsBusy(replicaId);
+  }
+  if (determinism === "strict")
+    return `a strict task runs alone: none of the ${ready.size} ready replicas of pool ${poolId} is empty and its turn`;
+  if (busy < slots)
+    return `the free slots of pool ${poolId} are kept: for a strict task, which runs alone, or because the replica that holds the session is soon free`;
   const { interactive } = dispatcher.view.depth(poolId);
   const ahead = priority === "batch" && interactive > 0 ? "interactive tasks and " : "";
   return `all ${slots} slots of pool ${poolId} are busy (${ready.size} of ${spec.replicas} replicas ready): ${ahead}tasks that came first go first`;

@@ -47,8 +47,9 @@ export function learnLength(lengths: OutputLengths, maxTokens: number, tokensOut
     shares: new Array<number>(lengthBins).fill(0),
   };
   lengths[bucket] = histogram;
+  wholes.delete(histogram);
   const { weights, shares } = histogram;
-  for (const [bin, weight] of weights.entries()) weights[bin] = weight * decay;
+  for (let bin = 0; bin < weights.length; bin++) weights[bin] = (weights[bin] ?? 0) * decay;
   const share = Math.min(1, tokensOut / maxTokens);
   const bin = binOf(share);
   const weight = (weights[bin] ?? 0) + 1;
@@ -70,7 +71,12 @@ export function remainingTokens(
   }
   const left = Math.max(0, maxTokens - produced);
   const histogram = lengths[bucketOf(maxTokens)] ?? null;
-  const seen = histogram === null ? null : conditional(histogram, Math.min(1, produced / maxTokens));
+  const seen =
+    histogram === null
+      ? null
+      : produced === 0
+        ? whole(histogram)
+        : conditional(histogram, Math.min(1, produced / maxTokens));
   if (seen !== null) {
     const mean = Math.min(left, seen.mean * maxTokens);
     return { mean, variance: seen.variance * maxTokens ** 2 };
@@ -80,12 +86,24 @@ export function remainingTokens(
   return { mean, variance: (fewError * mean) ** 2 };
 }
 
+/** Each admission asks for it several times, and it changes only when a task ends. */
+const wholes = new WeakMap<LengthHistogram, Estimate | null>();
+
+function whole(histogram: LengthHistogram): Estimate | null {
+  const known = wholes.get(histogram);
+  if (known !== undefined) return known;
+  const made = conditional(histogram, 0);
+  wholes.set(histogram, made);
+  return made;
+}
+
 /** Mean and variance of the rest, given that the share is above `done`; null where no such answer was seen. */
 function conditional({ weights, shares }: LengthHistogram, done: number): Estimate | null {
   let sum = 0;
   let first = 0;
   let second = 0;
-  for (const [bin, weight] of weights.entries()) {
+  for (let bin = 0; bin < weights.length; bin++) {
+    const weight = weights[bin] ?? 0;
     if (weight < 1e-3) continue;
     const upper = bin === belowLimit ? 1 : lowerEdge(bin + 1);
     if (upper <= done && bin < belowLimit) continue;

@@ -35,3 +35,9 @@ export function beginningOf({ input, kvHint, renderedPrompt }: TaskSpec): string
   if (input.kind === "prompt") return input.prompt;
   return input.kind === "messages" ? input.messages.map((m) => `${m.role}\n${m.content}\n`).join("") : "";
 }
+
+/**
+ * Whether the engine found something of the task's context in its cache, by the number of prompt tokens that it reused.
+ * One is none: every prompt has the begin token in common with whatever the slot held before.
+ */
+export const isWarm = (tokensCached: number): boolean => tokensCached > 1;

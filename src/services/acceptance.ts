@@ -11,7 +11,7 @@ import type { OrchestratorError } from "../domain/errors.ts";
 import type { Prediction } from "../domain/predictor.ts";
 import { beginningOf, prefixOf } from "../domain/prefix.ts";
 import { admit, assess, decide, type SchedulerState } from "../domain/scheduler.ts";
-import type { Command } from "../domain/scheduler-protocol.ts";
+import type { Command, Lease } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { Recovered, StoredTask } from "../ports/task-store.ts";
@@ -106,11 +106,13 @@ export class Acceptance {
     return { kind: "accepted", record, commands: admission.commands };
   }
 
-  /** The disk refused it: as if it had never come. Its own end and starts are not among the commands. */
-  undo(record: TaskRecord, nowMs: number): readonly Command[] {
+  /**
+   * The disk refused it: as if it had never come. `lease`: of the start that was decided for it in the turn, also where
+   * it ended in the turn. Its own end and starts are not among the commands.
+   */
+  undo(record: TaskRecord, lease: Lease | null, nowMs: number): readonly Command[] {
     const { scheduler, registry, sessions, deadlines } = this.deps;
     const { taskId, poolId } = record.spec;
-    const lease = scheduler.tasks.get(taskId)?.lease ?? null;
     const reason = "not stored";
     const commands = [...decide(scheduler, { type: "cancel_requested", taskId, reason }, nowMs)];
     if (lease !== null) {
@@ -163,11 +165,7 @@ export class Acceptance {
         expectedMs: forecast.serviceOf(spec),
         exclusive: spec.determinism === "strict",
       }) ??
-      infeasible(
-        pools.get(spec.poolId).spec,
-        spec,
-        promise,
-        minOnTimeProbability,
+      infeasible(pools.get(spec.poolId).spec, spec, promise, minOnTimeProbability, () =>
         forecast.earliestEndMs(spec),
       ) ??
       sessions.check(spec, this.amountsOf(spec), nowMs)

@@ -103,7 +103,7 @@ export class Admission {
       throw error;
     });
     return "record" in prepared
-      ? prepared
+      ? await this.dispatcher.repeats.onceSynced(prepared)
       : await this.dispatcher.submit(prepared.spec, noteOf(prepared.choice), watched);
   }
 
@@ -125,7 +125,7 @@ export class Admission {
     // Only a task that names itself can come twice; then the first answer stands, whatever the pools do now.
     const bodyDigest = submission.taskId === null ? "" : digestOf(submission.body);
     if (submission.taskId !== null) {
-      const repeat = this.dispatcher.repeatOf(submission.taskId, submission.keyId, bodyDigest);
+      const repeat = this.dispatcher.repeats.find(submission.taskId, submission.keyId, bodyDigest);
       if (isOrchestratorError(repeat)) throw repeat;
       if (repeat !== null) return repeat;
     }

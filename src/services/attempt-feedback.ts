@@ -2,12 +2,14 @@
  * What attempts tell while they run and when they end: into the dispatcher's mailbox, to the supervisor, and as
  * metrics frames into the task's stream. Made by the dispatcher, called by the attempt runner.
  */
+import { isWarm } from "../domain/prefix.ts";
 import type { AttemptOutcome } from "../domain/scheduler-protocol.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { ReplicaControl } from "../ports/supervision.ts";
 import type { Attempt, AttemptListener } from "./attempt-runner.ts";
 import type { Forecast } from "./forecast.ts";
 import type { Post } from "./mailbox.ts";
+import type { PoolRuntimes } from "./pool-runtime.ts";
 import type { QueueView } from "./queue-view.ts";
 import type { Sessions } from "./sessions.ts";
 import type { AttemptResult } from "./task-registry.ts";
@@ -19,6 +21,7 @@ export interface AttemptFeedbackDeps {
   readonly forecast: Forecast;
   readonly sessions: Sessions;
   readonly telemetry: TaskTelemetry;
+  readonly pools: PoolRuntimes;
   readonly view: QueueView;
   readonly post: Post;
   readonly onFatal: (error: unknown) => void;
@@ -40,6 +43,24 @@ export class AttemptFeedback implements AttemptListener {
     const { leaseId, replicaId, incarnation } = attempt.lease;
     const poolId = attempt.pool.id;
     this.deps.post({ kind: "event", event: { type: "slot_freed", poolId, replicaId, incarnation, leaseId } });
+  }
+
+  /** In the turn that decides what becomes of the task. */
+  noteResult(attempt: Attempt, result: AttemptResult): void {
+    const { forecast, sessions, pools } = this.deps;
+    const { record, lease, pool } = attempt;
+    forecast.learn(attempt, result);
+    const { sessionId } = record.spec;
+    if (sessionId === null) return;
+    const { kvBytesPerToken = null } = pools.get(pool.id).ready.get(lease.replicaId)?.identity ?? {};
+    const cachedTokens = result.tokensIn + result.tokensOut;
+    sessions.noteKv(sessionId, {
+      warm: isWarm(result.tokensCached),
+      cachedTokens,
+      kvBytes: kvBytesPerToken === null ? null : cachedTokens * kvBytesPerToken,
+      replicaId: lease.replicaId,
+      slot: lease.slot,
+    });
   }
 
   engineWedged(attempt: Attempt, message: string): void {

@@ -9,6 +9,7 @@ import { assert, isAssertion } from "../domain/assert.ts";
 import type { ErrorCode } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec } from "../domain/pool.ts";
+import { isWarm } from "../domain/prefix.ts";
 import type { AttemptOutcome, Lease } from "../domain/scheduler-protocol.ts";
 import type { TaskSpec } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
@@ -272,7 +273,7 @@ export class AttemptRunner {
     const { record, pool, lease, number } = run.attempt;
     if (record.log.length > 0) return;
     record.tokensIn = tokensIn;
-    record.kvWarmth = tokensCached > 0;
+    record.kvWarmth = isWarm(tokensCached);
     record.log.append({
       type: "started",
       data: {

@@ -9,13 +9,13 @@
  * nothing is accepted, and no end is seen, that a restart would not know of.
  */
 import { assert, assertNever } from "../domain/assert.ts";
-import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
+import { isOrchestratorError, type OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { EngineKind, PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
 import type { Fairness } from "../domain/queue.ts";
 import { createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
-import type { Command } from "../domain/scheduler-protocol.ts";
+import type { Command, Lease } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { EngineClient } from "../ports/engine.ts";
@@ -24,7 +24,7 @@ import { isStoreError, type StoreError, type TaskStore } from "../ports/task-sto
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import { Acceptance, type Assessment } from "./acceptance.ts";
 import { AttemptFeedback } from "./attempt-feedback.ts";
-import type { Attempt, AttemptRunner } from "./attempt-runner.ts";
+import type { AttemptRunner } from "./attempt-runner.ts";
 import { Deadlines } from "./deadlines.ts";
 import { Effects, type Step } from "./effects.ts";
 import { Endings } from "./endings.ts";
@@ -32,7 +32,8 @@ import { Forecast } from "./forecast.ts";
 import type { Item, PlacementNote, Settle, Submitted } from "./mailbox.ts";
 import { type PoolRuntime, PoolRuntimes } from "./pool-runtime.ts";
 import { QueueView } from "./queue-view.ts";
-import { storageUnavailable } from "./refusals.ts";
+import { shuttingDown, storageUnavailable } from "./refusals.ts";
+import { Repeats } from "./repeats.ts";
 import { SessionRemoval } from "./session-removal.ts";
 import type { Remaining, RemovedSession, Sessions } from "./sessions.ts";
 import type { TaskArchive } from "./task-archive.ts";
@@ -72,6 +73,7 @@ export interface DispatcherDeps {
 export class Dispatcher implements ReplicaListener {
   readonly forecast: Forecast;
   readonly view: QueueView;
+  readonly repeats: Repeats;
   private readonly state: SchedulerState;
   private readonly pools: PoolRuntimes;
   private readonly telemetry: TaskTelemetry;
@@ -80,6 +82,7 @@ export class Dispatcher implements ReplicaListener {
   private readonly acceptance: Acceptance;
   private readonly endings: Endings;
   private readonly effects: Effects;
+  private readonly feedback: AttemptFeedback;
   private readonly removal: SessionRemoval;
   private mailbox: Item[] = [];
   private turnPending = false;
@@ -101,6 +104,7 @@ export class Dispatcher implements ReplicaListener {
     this.view = new QueueView(this.state, registry);
     this.telemetry = new TaskTelemetry(deps.log, deps.metrics);
     this.store = new TurnStore(deps.store, clock, deps.log);
+    this.repeats = new Repeats(deps.archive, this.store);
     this.deadlines = new Deadlines(clock, deps.cutAtDeadline, (event) => this.post({ kind: "event", event }));
     const shared = {
       clock,
@@ -118,10 +122,18 @@ export class Dispatcher implements ReplicaListener {
     this.endings = endings;
     const { control, runner, onFatal } = deps;
     const post = (item: Item): void => this.post(item);
-    const feedback = new AttemptFeedback({ ...shared, view: this.view, control, telemetry, post, onFatal });
+    this.feedback = new AttemptFeedback({ ...shared, view: this.view, control, telemetry, post, onFatal });
     const cancel = (taskId: string): Promise<void> => this.cancel(taskId, "session");
     this.removal = new SessionRemoval({ view: this.view, pools: this.pools, log: deps.log, cancel, post });
-    this.effects = new Effects({ ...shared, control, runner, telemetry, endings, feedback, post });
+    this.effects = new Effects({
+      ...shared,
+      control,
+      runner,
+      telemetry,
+      endings,
+      feedback: this.feedback,
+      post,
+    });
   }
 
   /** What the last process had accepted, and what is left of it. Once, before anything else. */
@@ -180,20 +192,6 @@ export class Dispatcher implements ReplicaListener {
     return new Promise((resolve) => this.post({ kind: "cancel", taskId, reason, resolve }));
   }
 
-  /** What a task_id that was used before is answered with; null: it is new. */
-  repeatOf(taskId: string, keyId: string, bodyDigest: string): Submitted | OrchestratorError | null {
-    // No name was given: it is new.
-    if (bodyDigest === "") return null;
-    const record = this.deps.archive.find(taskId);
-    if (record === null) return null;
-    if (record.spec.keyId === keyId && record.spec.bodyDigest === bodyDigest)
-      return { record, repeated: true };
-    // The same words for another key's task: it learns nothing of it.
-    return new OrchestratorError("CONFLICT", "this task_id was used for another request: choose a new one", {
-      details: { task_id: taskId },
-    });
-  }
-
   /** The refusal that a task of this class would get now, without enqueueing anything; null: none. */
   refusalFor(poolId: string, priority: Priority): OrchestratorError | null {
     return this.acceptance.refusalFor(poolId, priority);
@@ -234,7 +232,9 @@ export class Dispatcher implements ReplicaListener {
   /** The drain deadline: what is live is kept for the next start, and nothing moves any more. */
   halt(): void {
     this.halted = true;
-    this.mailbox = [];
+    for (const item of this.mailbox.splice(0)) this.refuseLate(item);
+    // Ends that the disk refused: its last chance, or they happen once more in the next process.
+    this.store.retry();
     this.deadlines.close();
     this.effects.close();
     this.deps.runner.abortAll();
@@ -272,12 +272,20 @@ export class Dispatcher implements ReplicaListener {
   // ---- the turn ----
 
   private post(item: Item): void {
-    if (this.halted) return;
+    if (this.halted) {
+      this.refuseLate(item);
+      return;
+    }
     this.mailbox.push(item);
     assert(this.mailbox.length <= limits.mailboxTurnEventsMax, "the mailbox is drained every turn");
     if (this.turnPending) return;
     this.turnPending = true;
     this.deps.clock.soon(() => this.turn());
+  }
+
+  /** Nothing is decided any more; a submitter still gets an answer. */
+  private refuseLate(item: Item): void {
+    if (item.kind === "submit") item.settle.reject(shuttingDown(this.pools.get(item.spec.poolId).spec));
   }
 
   private turn(): void {
@@ -306,8 +314,8 @@ export class Dispatcher implements ReplicaListener {
     for (const { record, placement } of admitted)
       this.telemetry.admitted(record, this.engineOf(record), placement);
     for (const step of steps) this.effects.act(step);
-    for (const answer of answers) answer();
     if (admitted.length > 0) this.answerOnceSynced(admitted);
+    for (const answer of answers) answer();
   }
 
   /** Attempts start meanwhile: a first token waits for the disk no longer than it would for the engine. */
@@ -334,14 +342,14 @@ export class Dispatcher implements ReplicaListener {
     // The last one first: what a freed slot starts may be one that came before, and is undone after it.
     for (const { record, settle } of this.admitted.splice(0).reverse()) {
       const { taskId } = record.spec;
-      this.steps = this.steps.filter(
-        ({ command }) =>
-          !(
-            (command.type === "start_attempt" || command.type === "finish_task") &&
-            command.taskId === taskId
-          ),
-      );
-      this.take(this.acceptance.undo(record, nowMs), null);
+      let lease: Lease | null = null;
+      this.steps = this.steps.filter(({ command }) => {
+        if (command.type !== "start_attempt" && command.type !== "finish_task") return true;
+        if (command.taskId !== taskId) return true;
+        if (command.type === "start_attempt") lease = command.lease;
+        return false;
+      });
+      this.take(this.acceptance.undo(record, lease, nowMs), null);
       const refusal = storageUnavailable(error);
       this.telemetry.refused(this.engineOf(record), refusal);
       this.answers.push(() => settle.reject(refusal));
@@ -372,7 +380,7 @@ export class Dispatcher implements ReplicaListener {
       }
       case "attempt_ended": {
         const { attempt, outcome, slotFree, result } = item;
-        if (result !== null) this.noteResult(attempt, result);
+        if (result !== null) this.feedback.noteResult(attempt, result);
         const { lease } = attempt;
         const { taskId, poolId } = attempt.record.spec;
         const event = { type: "attempt_ended" as const, taskId, poolId, lease, outcome, slotFree };
@@ -391,30 +399,16 @@ export class Dispatcher implements ReplicaListener {
     }
   }
 
-  private noteResult(attempt: Attempt, result: AttemptResult): void {
-    this.forecast.learn(attempt, result);
-    const { record, lease } = attempt;
-    const { sessionId } = record.spec;
-    if (sessionId === null) return;
-    const kvBytesPerToken =
-      this.pools.get(attempt.pool.id).ready.get(lease.replicaId)?.identity.kvBytesPerToken ?? null;
-    const cachedTokens = result.tokensIn + result.tokensOut;
-    this.deps.sessions.noteKv(sessionId, {
-      warm: result.tokensCached > 0,
-      cachedTokens,
-      kvBytes: kvBytesPerToken === null ? null : cachedTokens * kvBytesPerToken,
-      replicaId: lease.replicaId,
-      slot: lease.slot,
-    });
-  }
-
   private processSubmit(item: Extract<Item, { kind: "submit" }>, nowMs: number): void {
     const { spec, placement, settle } = item;
     const pool = this.pools.get(spec.poolId);
     pool.submitting--;
-    const repeat = this.repeatOf(spec.taskId, spec.keyId, spec.bodyDigest);
+    const repeat = this.repeats.find(spec.taskId, spec.keyId, spec.bodyDigest);
     if (repeat !== null) {
-      this.answers.push(() => (isOrchestratorError(repeat) ? settle.reject(repeat) : settle.resolve(repeat)));
+      this.answers.push(() => {
+        if (isOrchestratorError(repeat)) settle.reject(repeat);
+        else this.repeats.onceSynced(repeat).then(settle.resolve, settle.reject);
+      });
       return;
     }
     const accepted = this.acceptance.accept(spec, item.watched, nowMs);

@@ -48,16 +48,13 @@ export class Endings {
       record.tokensIn = result.tokensIn;
       // What the engine counted: a stop string or a torn character makes fewer pieces than tokens.
       record.tokensOut = result.tokensOut;
-      if (pool !== null) pool.done++;
     } else {
       record.error = {
         code: code ?? "INTERNAL",
         message: state === "canceled" ? canceledMessage(message) : message,
       };
-      if (state === "failed" && pool !== null) pool.failed++;
     }
     if (pool !== null) {
-      pool.tokensOut += record.tokensOut;
       forecast.noteEnded(record, nowMs);
       sessions.settle(taskId, usedBy(record, pool.spec, nowMs), nowMs);
     }
@@ -68,7 +65,8 @@ export class Endings {
     const { registry, pools, forecast, telemetry } = this.deps;
     const record = registry.get(taskId);
     const { poolId } = record.spec;
-    const engine = pools.find(poolId)?.spec.engine ?? "mock";
+    const pool = pools.find(poolId);
+    const engine = pool?.spec.engine ?? "mock";
     const nowMs = record.finishedMs ?? this.deps.clock.nowMs();
     if (record.error === null) {
       assert(result !== null, "a finished attempt has a result");
@@ -77,6 +75,11 @@ export class Endings {
       const { retriable } = errorTable[record.error.code];
       const retryAfterMs = retriable && pools.has(poolId) ? forecast.retryAfterMs(poolId) : null;
       record.log.seal(errorEvent(record.error, engine, retryAfterMs), state === "canceled");
+    }
+    if (pool !== null) {
+      if (state === "done") pool.done++;
+      if (state === "failed") pool.failed++;
+      pool.tokensOut += record.tokensOut;
     }
     telemetry.ended(record, engine, state, message, nowMs);
     registry.noteEnded(record, nowMs);

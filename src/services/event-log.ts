@@ -39,6 +39,8 @@ export class TaskLog {
   private readonly cursors = new Set<Cursor>();
   private tokens = 0;
   private terminal = false;
+  /** An earlier process has told viewers of the task more than is here yet. */
+  private begunAgain = false;
 
   constructor(private readonly account: LogAccount) {}
 
@@ -83,13 +85,24 @@ export class TaskLog {
     this.write(encodeEvent(seq, event));
     this.terminal = true;
     this.trim();
-    if (skipUnread) for (const cursor of this.cursors) cursor.jumpTo(seq);
+    for (const cursor of this.cursors) cursor.sealedAt(seq, skipUnread);
     this.wake();
   }
 
-  /** A cursor at the frame after `afterSeq`; -1 for the beginning. */
+  /** The task starts from its beginning in a new process: viewers who come back may be ahead of it. */
+  beginAgain(): void {
+    assert(this.length === 0, "nothing is logged of what begins again");
+    this.begunAgain = true;
+  }
+
+  /**
+   * A cursor at the frame after `afterSeq`; -1 for the beginning, a place that is none for what comes next. In a log
+   * that began again a place ahead is waited for: what a viewer saw before the restart is not told again.
+   */
   open(afterSeq: number): Cursor {
-    const cursor = new Cursor(this, Math.min(Math.max(afterSeq + 1, 0), this.length));
+    const seq = Math.max(afterSeq + 1, 0);
+    const waits = this.begunAgain && !this.terminal;
+    const cursor = new Cursor(this, waits ? seq : Math.min(seq, this.length));
     this.cursors.add(cursor);
     return cursor;
   }
@@ -211,8 +224,9 @@ export class Cursor {
     resolve();
   }
 
-  jumpTo(seq: number): void {
-    this.seq = Math.max(this.seq, seq);
+  /** The terminal frame is there: nobody waits for one behind it. */
+  sealedAt(seq: number, skipUnread: boolean): void {
+    if (skipUnread || this.seq > seq) this.seq = seq;
   }
 
   close(): void {

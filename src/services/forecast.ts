@@ -57,6 +57,8 @@ const reserveSigmas = 1.2816;
 /** A deadline that is told as feasible is met as often as not. */
 const feasibleProbability = 0.5;
 
+const remainingValidMs = 20;
+
 interface Ahead {
   readonly tasks: number;
   readonly workMs: number;
@@ -66,6 +68,8 @@ export class Forecast {
   private readonly promises = new WeakMap<Prediction, Promised>();
   /** Busy slots of the replica when the task started there. */
   private readonly busyAtStart = new Map<string, number>();
+
+  private readonly lately = new WeakMap<TaskRecord, { readonly atMs: number; readonly left: Estimate }>();
 
   constructor(
     private readonly clock: Clock,
@@ -328,7 +332,19 @@ export class Forecast {
     if (slot.kind === "free") return free;
     if (slot.kind === "releasing") return releasing;
     const record = this.registry.find(slot.taskId);
-    return record === null ? releasing : this.remaining(record, slots, nowMs);
+    return record === null ? releasing : this.remainingLately(record, slots, nowMs);
+  }
+
+  /** With many slots and many submitters this is most of an admission: a few milliseconds old is as good. */
+  private remainingLately(record: TaskRecord, slots: number, nowMs: number): Estimate {
+    const known = this.lately.get(record);
+    if (known !== undefined && nowMs - known.atMs < remainingValidMs) {
+      const { mean, variance } = known.left;
+      return { mean: Math.max(1, mean - (nowMs - known.atMs)), variance };
+    }
+    const left = this.remaining(record, slots, nowMs);
+    this.lately.set(record, { atMs: nowMs, left });
+    return left;
   }
 
   /** Of a running task: time to its end at the speed of a full replica. */

@@ -46,8 +46,14 @@ export class QueueView {
     return false;
   }
 
-  slotHolds(replicaId: string, slot: number, sessionId: string): boolean {
-    return this.find(replicaId)?.slots[slot]?.sessionId === sessionId;
+  /** Every slot that was last used by the session; several where its tasks ran at the same time. */
+  slotsHolding(sessionId: string): { readonly replicaId: string; readonly slot: number }[] {
+    const holding: { replicaId: string; slot: number }[] = [];
+    for (const { replicas } of this.scheduler.pools.values())
+      for (const { replicaId, slots } of replicas.values())
+        for (const [slot, held] of slots.entries())
+          if (held.sessionId === sessionId) holding.push({ replicaId, slot });
+    return holding;
   }
 
   private find(replicaId: string): ReplicaSlots | null {

@@ -148,16 +148,17 @@ export function infeasible(
   { deadlineMs }: TaskSpec,
   { onTimeProbability, startMs, endMs }: Prediction,
   minOnTimeProbability: number,
-  earliestEndMs: number,
+  earliestEndMs: () => number,
 ): OrchestratorError | null {
   if (onTimeProbability === null || onTimeProbability >= minOnTimeProbability) return null;
+  const earliestMs = earliestEndMs();
   return new OrchestratorError(
     "DEADLINE_UNMET",
-    `deadline_ms ${deadlineMs} cannot be met: the end is expected in ${endMs} ms, in ${earliestEndMs} ms at the earliest; allow more time or ask for fewer tokens`,
+    `deadline_ms ${deadlineMs} cannot be met: the end is expected in ${endMs} ms, in ${earliestMs} ms at the earliest; allow more time or ask for fewer tokens`,
     {
       ...about(pool),
       details: {
-        earliest_feasible_ms: earliestEndMs,
+        earliest_feasible_ms: earliestMs,
         on_time_probability: onTimeProbability,
         predicted_start_ms: startMs,
         predicted_end_ms: endMs,

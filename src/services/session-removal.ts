@@ -7,7 +7,7 @@ import type { Log } from "../ports/telemetry.ts";
 import type { Post } from "./mailbox.ts";
 import type { PoolRuntimes } from "./pool-runtime.ts";
 import type { QueueView } from "./queue-view.ts";
-import type { RemovedSession, SessionKv } from "./sessions.ts";
+import type { RemovedSession } from "./sessions.ts";
 
 export interface SessionRemovalDeps {
   readonly view: QueueView;
@@ -21,18 +21,19 @@ export class SessionRemoval {
   constructor(private readonly deps: SessionRemovalDeps) {}
 
   /** Resolves once its end is stored. */
-  async carryOut({ sessionId, reason, taskIds, kv }: RemovedSession): Promise<void> {
+  async carryOut({ sessionId, reason, taskIds }: RemovedSession): Promise<void> {
     const { cancel, view, post } = this.deps;
     if (reason === "deleted") {
       await Promise.all(taskIds.map(cancel));
-      // Another task may have had the slot since: then there is nothing of the session left.
-      if (kv !== null && view.slotHolds(kv.replicaId, kv.slot, sessionId)) await this.eraseContext(kv);
+      // Slots that another task has had since hold nothing of it. One that is still being freed is erased when it is.
+      const held = view.slotsHolding(sessionId);
+      await Promise.all(held.map(({ replicaId, slot }) => this.eraseContext(replicaId, slot)));
     }
     const event = { type: "session_forgotten" as const, sessionId };
     await new Promise<void>((resolve) => post({ kind: "event", event, resolve }));
   }
 
-  private async eraseContext({ replicaId, slot }: SessionKv): Promise<void> {
+  private async eraseContext(replicaId: string, slot: number): Promise<void> {
     const { pools, log } = this.deps;
     const client = pools.clientOf(replicaId);
     if (client === null) return;

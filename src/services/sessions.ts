@@ -73,7 +73,6 @@ export interface RemovedSession {
   readonly reason: RemovalReason;
   /** Live ones; only where it was deleted. */
   readonly taskIds: readonly string[];
-  readonly kv: SessionKv | null;
 }
 
 export interface SessionView {
@@ -380,7 +379,7 @@ export class Sessions {
     const { sessionId } = entry.session;
     this.forget(entry);
     this.deps.metrics.sessionEvicted(reason);
-    return this.deps.onRemoved({ sessionId, reason, taskIds: [...entry.taskIds], kv: entry.kv });
+    return this.deps.onRemoved({ sessionId, reason, taskIds: [...entry.taskIds] });
   }
 
   private forget(entry: Entry): void {

@@ -152,6 +152,7 @@ export class TaskRegistry {
     assert(ordinal <= this.ordinals, "a stored task was counted");
     const record = this.put(ordinal, spec, promise, expectedTokensOut, createdMs);
     record.watched = watched;
+    record.log.beginAgain();
     return record;
   }
 

@@ -75,6 +75,7 @@ export class TaskTelemetry {
     const decodeMs = record.firstTokenMs === null ? 0 : Math.round(nowMs - record.firstTokenMs);
     metrics.tokens(replica, record.startedMs === null ? 0 : (record.tokensIn ?? 0), record.tokensOut);
     metrics.taskFinished({ ...replica, priority, result: state });
+    if (record.error?.code === "QUEUE_FULL_DROP_LRU") metrics.backpressure({ engine, policy: "drop-lru" });
     if (state === "canceled") metrics.taskCanceled({ ...replica, reason });
     if (state === "done") metrics.decode({ ...labels(record, engine), priority }, decodeMs);
     const told = {

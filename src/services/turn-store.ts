@@ -12,6 +12,9 @@ import type { Log } from "../ports/telemetry.ts";
 
 export class TurnStore {
   private ops: StoreOp[] = [];
+  /** Admissions that were written, until they are synced. */
+  private written: string[] = [];
+  private readonly syncing = new Map<string, Promise<void>>();
   private failure: { readonly error: StoreError; readonly atMs: number; readonly forGood: boolean } | null =
     null;
 
@@ -39,10 +42,11 @@ export class TurnStore {
       this.store.write(this.ops);
     } catch (error) {
       if (!isStoreError(error)) throw error;
-      this.ops = withoutAdmitted(this.ops);
+      this.ops = onlyTheLast(withoutAdmitted(this.ops));
       this.failed(error, false);
       return error;
     }
+    for (const op of this.ops) if (op.kind === "task_admitted") this.written.push(op.task.spec.taskId);
     this.ops = [];
     if (this.failure?.forGood === false)
       this.log.info("storage_back", { human: "the state can be written again" });
@@ -50,8 +54,30 @@ export class TurnStore {
     return null;
   }
 
+  /** What the disk refused, once more. */
+  retry(): void {
+    if (this.failure !== null) this.write();
+  }
+
   /** Resolves once what was written is safe from a power cut; rejects with the StoreError. */
-  async synced(): Promise<void> {
+  synced(): Promise<void> {
+    const taskIds = this.written;
+    this.written = [];
+    const synced = this.sync();
+    for (const taskId of taskIds) this.syncing.set(taskId, synced);
+    const forget = (): void => {
+      for (const taskId of taskIds) this.syncing.delete(taskId);
+    };
+    synced.then(forget, forget);
+    return synced;
+  }
+
+  /** The sync that an admission waits for; null: it is over, or there was no such admission. */
+  syncOf(taskId: string): Promise<void> | null {
+    return this.syncing.get(taskId) ?? null;
+  }
+
+  private async sync(): Promise<void> {
     try {
       await this.store.synced();
     } catch (error) {
@@ -80,4 +106,24 @@ export class TurnStore {
 function withoutAdmitted(ops: readonly StoreOp[]): StoreOp[] {
   const admitted = new Set(ops.flatMap((op) => (op.kind === "task_admitted" ? [op.task.spec.taskId] : [])));
   return ops.filter((op) => op.kind !== "task_admitted" && !("taskId" in op && admitted.has(op.taskId)));
+}
+
+/** Of a session and of an allowance only how it stands now: while the disk refuses, no more is kept than there are. */
+function onlyTheLast(ops: readonly StoreOp[]): StoreOp[] {
+  const at = new Map<string, number>();
+  for (const [index, op] of ops.entries()) at.set(subjectOf(op) ?? `${index}`, index);
+  return ops.filter((op, index) => at.get(subjectOf(op) ?? `${index}`) === index);
+}
+
+function subjectOf(op: StoreOp): string | null {
+  switch (op.kind) {
+    case "session_saved":
+      return `session ${op.session.sessionId}`;
+    case "session_removed":
+      return `session ${op.sessionId}`;
+    case "allowance_saved":
+      return `allowance ${op.allowance.keyId}`;
+    default:
+      return null;
+  }
 }

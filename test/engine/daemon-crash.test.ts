@@ -20,6 +20,7 @@ import { waitFor } from "../support/wait.ts";
 import {
   Chance,
   health,
+  isTerminal,
   type Json,
   moment,
   patienceMs,
@@ -221,24 +222,33 @@ describe("the end of the daemon", () => {
     expect(await daemon.kill9()).toBeLessThan(guardMsMax);
   });
 
-  test("SIGTERM: what runs finishes within the drain deadline, nothing new is taken", async () => {
+  test("SIGTERM: what runs finishes within the drain deadline, what waits is kept, nothing new is taken", async () => {
     const daemon = await startDaemon({ settings: { pools: [longPool] } });
     // Two run, one waits; all of them were accepted.
     const viewers: Viewer[] = [];
     for (const max_tokens of [700, 900, 100])
-      viewers.push(await submitAndWatch(daemon, { ...long, max_tokens }));
-    await viewers[0]?.hasTokens(1);
+      viewers.push(await submitAndWatch(daemon, { ...long, max_tokens, on_disconnect: "continue" }));
+    const [first, second, waiting] = viewers as [Viewer, Viewer, Viewer];
+    await first.hasTokens(1);
+    await second.hasTokens(1);
     daemon.signal("SIGTERM");
     await drains(daemon);
     const refused = await submit(daemon, long);
     expect(refused.status).toBe(503);
     expect(refused.body).toMatchObject({ code: "POOL_UNREADY", retriable: true });
-    for (const viewer of viewers) expect((await viewer.finished()).outcome).toBe("length");
+    for (const viewer of [first, second]) expect((await viewer.finished()).outcome).toBe("length");
     expect(await daemon.exited).toBe(143);
     await daemon.assertNothingLeft();
+    await isToldToReturn(waiting);
+    expect(waiting.events).toEqual([]);
+
+    const next = await startDaemon({ settings: { pools: [longPool] }, folder: daemon.folder });
+    const rest = await (await watch(next, waiting.taskId)).finished();
+    expect([rest.outcome, rest.terminal.data.tokens_out]).toEqual(["length", 100]);
+    expect(await next.stop()).toBe(143);
   }, 30_000);
 
-  test("SIGTERM: what runs longer is told so at the deadline", async () => {
+  test("SIGTERM: what runs longer is cut at the deadline, its viewers are told to come back", async () => {
     const shutdown = { drain_deadline_ms: 300 };
     const daemon = await startDaemon({ settings: { shutdown, pools: [longPool] } });
     const viewer = await submitAndWatch(daemon, long);
@@ -247,11 +257,7 @@ describe("the end of the daemon", () => {
     const fromMs = performance.now();
     expect(await daemon.stop()).toBe(143);
     expect(performance.now() - fromMs).toBeLessThan(10_000);
-    for (const one of [viewer, other]) {
-      await waitFor(() => one.ended, patienceMs, "the stream is closed");
-      expect(one.failure).toBeNull();
-      if (one.events.at(-1)?.type === "error") expect(one.terminal.data.retriable).toBe(true);
-    }
+    for (const one of [viewer, other]) await isToldToReturn(one);
   }, 30_000);
 
   test("a second SIGTERM ends it at once", async () => {
@@ -294,3 +300,11 @@ describe("a start that cannot be", () => {
 /** Resolves when the daemon has heard the signal. */
 const drains = (daemon: RunningDaemon) =>
   waitFor(async () => (await daemon.fetch("/readyz")).status === 503, patienceMs, "it drains");
+
+/** Its stream was closed without a terminal event, behind the word when to try again (ORCHD-CLI-4). */
+async function isToldToReturn(viewer: Viewer): Promise<void> {
+  await waitFor(() => viewer.ended, patienceMs, "the stream is closed");
+  expect(viewer.failure).toBeNull();
+  expect(viewer.stream.sse.retryMs).toBe(1000);
+  expect(viewer.events.filter(isTerminal)).toEqual([]);
+}

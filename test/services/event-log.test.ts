@@ -150,6 +150,19 @@ describe("a cursor", () => {
     expect(idsOf(drain(log.open(-1)))).toEqual(upTo(101));
   });
 
+  test("that is ahead of a log begun again waits for its place, or for the end where that comes first", () => {
+    const { log } = newLog();
+    log.beginAgain();
+    const [ahead, beyond] = [log.open(1), log.open(1e9)];
+    log.appendToken("a");
+    log.appendToken("b");
+    expect([ahead.take(), beyond.take()]).toEqual([null, null]);
+    log.appendToken("c");
+    expect(idsOf(drain(ahead))).toEqual([2]);
+    log.seal(canceled, false);
+    expect([idsOf(drain(ahead)), idsOf(drain(beyond))]).toEqual([[3], [3]]);
+  });
+
   test("that closes wakes its reader and is forgotten", async () => {
     const { log } = newLog();
     const cursor = log.open(-1);

@@ -55,7 +55,7 @@ describe("a session", () => {
     expect(bench.sessions.size).toBe(1);
     await bench.clock.advance(1);
     expect(bench.sessions.size).toBe(0);
-    expect(bench.removed).toEqual([{ sessionId: sessionA, reason: "ttl", taskIds: [], kv: null }]);
+    expect(bench.removed).toEqual([{ sessionId: sessionA, reason: "ttl", taskIds: [] }]);
     expect(bench.clock.pendingTimers).toBe(0);
   });
 
@@ -132,12 +132,8 @@ describe("a session", () => {
   test("that is deleted lets its live tasks settle, and its name stands for a new one", async () => {
     const bench = new SessionsBench({ budget: atMost(100) });
     const running = bench.admit(tokens(60));
-    const kv = { warm: true, cachedTokens: 60, kvBytes: 600, replicaId: "demo/0", slot: 1 };
-    bench.sessions.noteKv(sessionA, kv);
     await bench.sessions.remove(sessionA);
-    expect(bench.removed).toEqual([
-      { sessionId: sessionA, reason: "deleted", taskIds: [running.taskId], kv },
-    ]);
+    expect(bench.removed).toEqual([{ sessionId: sessionA, reason: "deleted", taskIds: [running.taskId] }]);
     bench.sessions.takeOps();
     const late = bench.admit(tokens(1), { sessionId: sessionB });
     await bench.sessions.remove(sessionB);

@@ -1,9 +1,9 @@
 /**
  * A whole daemon for tests: compiled configuration, real socket on a free port, mock engines. In this process by
- * default; as a child process where the log is to be read. Whoever starts one closes it: the state folder goes
- * with it.
+ * default; as a child process where the log is to be read or where it is to be killed. Whoever starts one closes it:
+ * the state folder goes with it, unless it was given one, which stays for the next start.
  */
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ApiKeys } from "../../src/app/api-keys.ts";
@@ -13,7 +13,7 @@ import { compileConfig } from "../../src/app/config.ts";
 import { systemFiles } from "../../src/app/config-files.ts";
 import { sha256Hex } from "../../src/app/config-keys.ts";
 import type { Daemon } from "../../src/app/daemon.ts";
-import { startDaemon as launch, type Setting, type Settings } from "./daemon.ts";
+import { startDaemon as launch, runToEnd, type Setting, type Settings } from "./daemon.ts";
 
 export type { Setting, Settings };
 
@@ -35,15 +35,28 @@ export interface LoggingDaemon extends RunningDaemon {
   readonly lines: readonly Readonly<Record<string, unknown>>[];
   /** The same as it was written, and whatever came out on stderr. */
   readonly written: () => string;
+  /** As `kill -9` does; resolves when nothing of it is left. */
+  kill(): Promise<void>;
 }
 
-/** The section `auth`: everybody's key; `rates` by the key's id. */
-export const authSettings = (rates: Readonly<Record<string, Setting>> = {}): Settings => ({
+/** The folder with configuration and state, removed by whoever made it. */
+export const newFolder = (): string => mkdtempSync(join(tmpdir(), "orchd-test-"));
+export const removeFolder = (folder: string): void => rmSync(folder, { recursive: true, force: true });
+
+/** Where a daemon with this folder keeps its tasks. */
+export const databaseFile = (folder: string): string => join(folder, "state", "orchestratord.db");
+
+/** The section `auth`: everybody's key; rates and budgets by the key's id. */
+export const authSettings = (
+  rates: Readonly<Record<string, Setting>> = {},
+  budgets: Readonly<Record<string, Setting>> = {},
+): Settings => ({
   keys: Object.entries(keys).map(([id, text]) => ({
     id,
     sha256: sha256Hex(text),
     admin: id === "operator",
     rate: rates[id] ?? null,
+    budget: budgets[id] ?? null,
   })),
 });
 
@@ -59,18 +72,21 @@ const testSettings: Settings = {
 const fileText = (settings: Settings, stateDir: string): string =>
   JSON.stringify({ ...testSettings, ...settings, addr: "127.0.0.1:0", state_dir: stateDir });
 
-const newFolder = (): string => mkdtempSync(join(tmpdir(), "orchd-test-"));
 const portOf = (url: string): number => Number(new URL(url).port);
 
-export async function startDaemon(settings: Settings): Promise<RunningDaemon> {
-  const folder = newFolder();
-  const remove = (): void => rmSync(folder, { recursive: true, force: true });
+export async function startDaemon(settings: Settings, given: string | null = null): Promise<RunningDaemon> {
+  const folder = given ?? newFolder();
+  const remove = (): void => {
+    if (given === null) removeFolder(folder);
+  };
   let daemon: Daemon;
   try {
+    const stateDir = join(folder, "state");
+    mkdirSync(stateDir, { recursive: true });
     const compiled = compileConfig({
       flags: {},
       env: { PATH: "" },
-      fileText: fileText(settings, folder),
+      fileText: fileText(settings, stateDir),
       filePath: join(folder, "config.yaml"),
       cwd: folder,
       home: folder,
@@ -96,15 +112,32 @@ export async function startDaemon(settings: Settings): Promise<RunningDaemon> {
   };
 }
 
-/** The same as a process of its own, as an operator starts it. Its `close` fails where something is left behind. */
-export async function startLoggingDaemon(settings: Settings): Promise<LoggingDaemon> {
-  const folder = newFolder();
-  const remove = (): void => rmSync(folder, { recursive: true, force: true });
+/** Its configuration file. With one of its own it needs no real engine on this machine. */
+function written(settings: Settings, folder: string): string {
   const file = join(folder, "mock.yaml");
   writeFileSync(file, fileText({ log: { level: "debug" }, ...settings }, join(folder, "state")));
-  // With a file of its own it needs no real engine on this machine.
-  const daemon = await launch({ settings: null, args: ["--config", file], folder, until: "listening" });
+  return file;
+}
+
+/** The same as a process of its own, as an operator starts it. Its `close` fails where something is left behind. */
+export async function startLoggingDaemon(
+  settings: Settings,
+  given: string | null = null,
+): Promise<LoggingDaemon> {
+  const folder = given ?? newFolder();
+  const args = ["--config", written(settings, folder)];
+  const daemon = await launch({ settings: null, args, folder, until: "listening" });
   const { url } = daemon;
+  const end = async (ended: Promise<unknown>): Promise<void> => {
+    await ended;
+    await daemon.dispose();
+    if (given === null) removeFolder(folder);
+  };
+  let closed: Promise<void> | null = null;
+  const close = (how: () => Promise<unknown>): Promise<void> => {
+    closed ??= end(how());
+    return closed;
+  };
   return {
     url,
     port: portOf(url),
@@ -112,10 +145,11 @@ export async function startLoggingDaemon(settings: Settings): Promise<LoggingDae
       return daemon.lines;
     },
     written: () => daemon.stdout + daemon.stderr,
-    close: async () => {
-      await daemon.stop();
-      await daemon.dispose();
-      remove();
-    },
+    close: () => close(() => daemon.stop()),
+    kill: () => close(() => daemon.kill9()),
   };
 }
+
+/** A start that must fail, as a process of its own. */
+export const failToStart = (settings: Settings, folder: string): Promise<{ code: number; stderr: string }> =>
+  runToEnd({ settings: null, args: ["--config", written(settings, folder)], folder });

@@ -16,6 +16,8 @@ export class SseParser {
   /** Every event so far, in order. */
   readonly events: SseEvent[] = [];
   comments = 0;
+  /** What `retry:` said; null: nothing. Only the end of the stream may follow it. */
+  retryMs: number | null = null;
   /** All text so far, for comparing what two viewers were sent. */
   text = "";
   readonly #decoder = new TextDecoder("utf-8", { fatal: true });
@@ -38,6 +40,12 @@ export class SseParser {
   }
 
   #frame(frame: string): void {
+    if (this.retryMs !== null) throw new Error(`more after retry: ${JSON.stringify(frame)}`);
+    const retry = /^retry: (\d+)$/.exec(frame);
+    if (retry !== null) {
+      this.retryMs = Number(retry[1]);
+      return;
+    }
     if (/^:[^\n]*$/.test(frame)) {
       this.comments += 1;
       return;
@@ -76,6 +84,10 @@ export class SseClient {
   }
   get text(): string {
     return this.#parser.text;
+  }
+  /** When the server asked the client to come back; null: it did not. */
+  get retryMs(): number | null {
+    return this.#parser.retryMs;
   }
   /** The server has closed the stream. */
   get ended(): boolean {

@@ -70,16 +70,10 @@ export const scrub = (text: string): string =>
     ? text.replace(assigned, `$1${redacted}`).replace(flag, `$1${redacted}`).replace(bearer, `$1${redacted}`)
     : text;
 
-/** The fields as they may be logged; what is undefined is left out. */
-export function redactFields(fields: LogFields): Record<string, unknown> {
-  const safe: Record<string, unknown> = {};
-  for (const [name, value] of Object.entries(fields)) {
-    if (value === undefined) continue;
-    if (value === null || typeof value === "boolean") safe[name] = value;
-    else if (isSecretName(name)) safe[name] = redacted;
-    else if (typeof value === "string") safe[name] = scrub(value);
-    else if (typeof value === "number") safe[name] = value;
-    else safe[name] = value.map(scrub);
-  }
-  return safe;
+/** The value of a field as it may be logged. */
+export function redactValue(name: string, value: NonNullable<LogFields[string]> | null): unknown {
+  if (value === null || typeof value === "boolean") return value;
+  if (isSecretName(name)) return redacted;
+  if (typeof value === "string") return scrub(value);
+  return typeof value === "number" ? value : value.map(scrub);
 }
