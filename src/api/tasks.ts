@@ -58,7 +58,7 @@ export function tasksRoutes(deps: TasksDeps) {
         }
         if (!accepts(request, "text/event-stream")) {
           const { record } = await admission.submit(submissionOf(body, caller));
-          Object.assign(set.headers, budgetHeaders(dispatcher.remaining(record.spec.taskId)));
+          Object.assign(set.headers, budgetHeaders(dispatcher.remaining(record)));
           return status(202, acceptedOf(record, deps));
         }
         // Before anything is accepted: a task without its stream would run for nobody.
@@ -67,7 +67,7 @@ export function tasksRoutes(deps: TasksDeps) {
           const { record } = await admission.submit(submissionOf(body, caller), true);
           const viewer = streams.open(record, caller.keyId, -1, false, place);
           // Never: a stream beside JSON of the same status is more than Elysia's types can say.
-          return sse(viewer, record, budgetHeaders(dispatcher.remaining(record.spec.taskId))) as never;
+          return sse(viewer, record, budgetHeaders(dispatcher.remaining(record))) as never;
         } catch (error) {
           place.release();
           throw error;

@@ -85,6 +85,10 @@ export class Acceptance {
     };
   }
 
+  budgetRefusal(spec: TaskSpec, nowMs: number): OrchestratorError | null {
+    return this.deps.sessions.check(spec, this.amountsOf(spec), nowMs);
+  }
+
   accept(spec: TaskSpec, watched: boolean, nowMs: number): Accepted {
     const { scheduler, forecast, pools, registry, sessions, store } = this.deps;
     const promise = forecast.ofNew(spec);
@@ -158,7 +162,7 @@ export class Acceptance {
   }
 
   private refusalOf(spec: TaskSpec, promise: Prediction, nowMs: number): OrchestratorError | null {
-    const { pools, sessions, forecast, minOnTimeProbability } = this.deps;
+    const { pools, forecast, minOnTimeProbability } = this.deps;
     return (
       this.refusalFor(spec.poolId, spec.priority, {
         keyId: spec.keyId,
@@ -168,7 +172,7 @@ export class Acceptance {
       infeasible(pools.get(spec.poolId).spec, spec, promise, minOnTimeProbability, () =>
         forecast.earliestEndMs(spec),
       ) ??
-      sessions.check(spec, this.amountsOf(spec), nowMs)
+      this.budgetRefusal(spec, nowMs)
     );
   }
 

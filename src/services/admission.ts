@@ -102,9 +102,12 @@ export class Admission {
       if (isOrchestratorError(error)) this.dispatcher.noteRefusal(engineAsked(submission, this.pools), error);
       throw error;
     });
-    return "record" in prepared
-      ? await this.dispatcher.repeats.onceSynced(prepared)
-      : await this.dispatcher.submit(prepared.spec, noteOf(prepared.choice), watched);
+    if ("record" in prepared) return await this.dispatcher.repeats.onceSynced(prepared);
+    return await this.dispatcher.submit(
+      await this.countedForBudget(prepared.spec),
+      noteOf(prepared.choice),
+      watched,
+    );
   }
 
   /** The promise that `submit` would be answered with now, or the same refusal; nothing is enqueued or counted. */
@@ -112,11 +115,28 @@ export class Admission {
     const prepared = await this.prepare(submission);
     if ("record" in prepared) {
       const { spec, promise } = prepared.record;
-      return { spec, promise, remaining: this.dispatcher.remaining(spec.taskId), choice: null };
+      return { spec, promise, remaining: this.dispatcher.remaining(prepared.record), choice: null };
     }
-    const { promise, refusal, remaining } = this.dispatcher.assess(prepared.spec);
+    const spec = await this.countedForBudget(prepared.spec);
+    const { promise, refusal, remaining } = this.dispatcher.assess(spec);
     if (refusal !== null) throw refusal;
-    return { ...prepared, promise, remaining };
+    return { ...prepared, spec, promise, remaining };
+  }
+
+  /** Where only the bound of the prompt's length is too much for a budget, the engine counts before that is said. */
+  private async countedForBudget(spec: TaskSpec): Promise<TaskSpec> {
+    const { input, renderedPrompt, poolId } = spec;
+    if (spec.tokensInExact || this.dispatcher.budgetRefusal(spec) === null) return spec;
+    const text = renderedPrompt ?? (input.kind === "prompt" ? input.prompt : null);
+    const ready = firstOf(this.dispatcher.runtime(poolId).ready.values());
+    if (text === null || ready === null) return spec;
+    try {
+      const tokensIn = await ready.client.countTokens(text, new AbortController().signal);
+      return { ...spec, tokensIn, tokensInExact: true };
+    } catch (error) {
+      if (!isEngineError(error)) throw error;
+      return spec;
+    }
   }
 
   /** Everything that may take time or be wrong; a task that was accepted before is the answer itself. */

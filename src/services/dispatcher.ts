@@ -182,9 +182,16 @@ export class Dispatcher implements ReplicaListener {
     return this.acceptance.assess(spec, this.deps.clock.nowMs());
   }
 
-  /** What the task's session and key may still spend; null where nothing bounds it. */
-  remaining(taskId: string): Remaining | null {
-    return this.deps.sessions.remaining(taskId);
+  /** What the task's session and key may still spend; null where nothing bounds it. Its own budget ends with it. */
+  remaining({ spec, finishedMs }: TaskRecord): Remaining | null {
+    const { sessions, clock } = this.deps;
+    if (finishedMs === null) return sessions.remaining(spec.taskId);
+    return sessions.remainingFor({ ...spec, budget: null }, clock.nowMs());
+  }
+
+  /** What a budget would say to it now; null: it fits. */
+  budgetRefusal(spec: TaskSpec): OrchestratorError | null {
+    return this.acceptance.budgetRefusal(spec, this.deps.clock.nowMs());
   }
 
   /** Resolves once the log is sealed: no token is handed to any viewer after that. Idempotent. */

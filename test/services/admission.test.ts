@@ -370,3 +370,22 @@ describe("a dry run", () => {
     expect(await other.catch((error: unknown) => error)).toMatchObject({ code: "CONFLICT" });
   });
 });
+
+describe("a budget", () => {
+  test("is not refused for the bound of a prompt's length: the engine counts where that decides", async () => {
+    rig = await new Rig().start();
+    const prompt = "word ".repeat(40).trim();
+    const fits = submission({ input: { kind: "prompt", prompt }, maxTokens: 4 });
+    // 201 by the bytes, 40 or so by the tokenizer.
+    const budget = { tokens: 100, timeMs: null, cost: null };
+    const told = rig.admission.assess({ ...fits, budget });
+    await rig.clock.advance(0);
+    expect((await told).spec).toMatchObject({ tokensInExact: true });
+    const submitted = rig.admission.submit({ ...fits, budget });
+    await rig.clock.advance(100);
+    const { record } = await submitted;
+    expect(record.spec.tokensIn).toBeLessThan(96);
+    const tooSmall = { ...fits, budget: { ...budget, tokens: 20 } };
+    await refused(tooSmall, { code: "BUDGET_EXHAUSTED", policyLabel: "budget-tokens" });
+  });
+});

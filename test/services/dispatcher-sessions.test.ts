@@ -89,7 +89,7 @@ describe("a budget is charged", () => {
     rig = await new Rig({ ...limited, pools: [priced] }).start();
     const record = await accept({ sessionId, maxTokens: 20 });
     expect(left()).toMatchObject({ tokens: 1000 - 28, cost: 1 - 0.048 });
-    expect(rig.dispatcher.remaining(record.spec.taskId)).toEqual(left() ?? null);
+    expect(rig.dispatcher.remaining(record)).toEqual(left() ?? null);
     await rig.clock.advance(1_000);
     const tokensIn = record.tokensIn ?? Number.NaN;
     expect(tokensIn).toBeLessThan(8);
@@ -99,7 +99,7 @@ describe("a budget is charged", () => {
       timeMs: 100_000 - tookMs,
       cost: Math.round(1e6 - tokensIn * 1000 - 20 * 2000) / 1e6,
     });
-    expect(rig.dispatcher.remaining(record.spec.taskId)).toBeNull();
+    expect(rig.dispatcher.remaining(record)).toEqual(left() ?? null);
     expect(storedSessions()[0]?.spent).toEqual({
       tokens: tokensIn + 20,
       timeMs: tookMs,
@@ -245,7 +245,7 @@ describe("a crowd on one session", () => {
       expect(taken).toBeLessThanOrEqual(limit);
       expect(session()?.remaining.tokens).toBe(limit - taken);
       const live = accepted.find(({ finishedMs }) => finishedMs === null);
-      if (live !== undefined) expect(rig.dispatcher.remaining(live.spec.taskId)?.tokens).toBe(limit - taken);
+      if (live !== undefined) expect(rig.dispatcher.remaining(live)?.tokens).toBe(limit - taken);
     };
     for (let sent = 0; sent < 500; ) {
       for (let n = Math.min(500 - sent, 1 + below(120)); n > 0; n--, sent++)
