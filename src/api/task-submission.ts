@@ -11,6 +11,9 @@ import type { Submission } from "../services/admission.ts";
 import type { RequestContext } from "./request-context.ts";
 import { givenInputs, type TaskRequestBody } from "./schema/tasks.ts";
 
+/** Shared: many tasks wait at once. */
+const noMetadata: Readonly<Record<string, string>> = Object.freeze({});
+
 export function submissionOf(
   body: TaskRequestBody,
   caller: RequestContext & { readonly keyId: string },
@@ -36,7 +39,7 @@ export function submissionOf(
     budget: budgetOf(body),
     kvHint: body.kv_hint ?? null,
     onDisconnect: body.on_disconnect ?? null,
-    metadata: body.metadata ?? {},
+    metadata: body.metadata ?? noMetadata,
     body,
   };
 }

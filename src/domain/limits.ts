@@ -80,6 +80,8 @@ export const limits = {
   // State on disk
   /** After a refused write nothing new is taken for so long; then the next task finds out. */
   storageRetryMs: 1_000,
+  /** Inputs of waiting tasks in memory, UTF-16; what is beyond stays on disk until its task starts. */
+  waitingInputBytesMax: 64 * 1024 * 1024,
   retentionEveryMs: 60_000,
   retentionAgainMs: 100,
   /** Ended tasks forgotten in one transaction. */

@@ -387,7 +387,8 @@ function maxTokensOf(submission: Submission, workload: Workload, ctx: number, by
 function samplingOf(pool: PoolSpec, asked: Partial<Sampling>): Sampling {
   const profile = samplerProfiles[pool.samplerProfileVersion] ?? samplerProfiles.v1;
   if (profile === undefined) throw new OrchestratorError("INTERNAL", "the sampler profile v1 is missing");
-  return { ...profile, ...asked };
+  // Most tasks ask for nothing of their own, and many wait at once: they share the profile.
+  return Object.keys(asked).length === 0 ? profile : { ...profile, ...asked };
 }
 
 function firstOf<T>(values: Iterable<T>): T | null {

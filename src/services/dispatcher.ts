@@ -133,6 +133,7 @@ export class Dispatcher implements ReplicaListener {
       endings,
       feedback: this.feedback,
       post,
+      specOf: (taskId) => deps.archive.specOf(taskId),
     });
   }
 
@@ -156,7 +157,9 @@ export class Dispatcher implements ReplicaListener {
         null,
       );
     this.finishTurn();
-    return [...registry.live()];
+    const live = [...registry.live()];
+    for (const record of live) registry.park(record);
+    return live;
   }
 
   // ---- what others ask ----
@@ -321,6 +324,7 @@ export class Dispatcher implements ReplicaListener {
     for (const { record, placement } of admitted)
       this.telemetry.admitted(record, this.engineOf(record), placement);
     for (const step of steps) this.effects.act(step);
+    for (const { record } of admitted) this.deps.registry.park(record);
     if (admitted.length > 0) this.answerOnceSynced(admitted);
     for (const answer of answers) answer();
   }

@@ -4,6 +4,7 @@
  */
 import { assertNever } from "../domain/assert.ts";
 import type { Command } from "../domain/scheduler-protocol.ts";
+import type { TaskSpec } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
 import type { ReplicaControl } from "../ports/supervision.ts";
 import type { AttemptListener, AttemptRunner } from "./attempt-runner.ts";
@@ -33,6 +34,8 @@ export interface EffectsDeps {
   readonly endings: Endings;
   readonly feedback: AttemptListener;
   readonly post: Post;
+  /** What was stored of a live task. */
+  readonly specOf: (taskId: string) => TaskSpec;
 }
 
 export class Effects {
@@ -105,6 +108,7 @@ export class Effects {
       return;
     }
     const pool = this.deps.pools.get(poolId);
+    registry.unpark(record, () => this.deps.specOf(taskId));
     record.state = "running";
     record.attempts = command.attempt;
     record.replicaId = lease.replicaId;

@@ -26,17 +26,22 @@ interface Chunk {
   used: number;
 }
 
+interface Frames {
+  readonly chunks: Chunk[];
+  /** Where each frame begins, by sequence number: chunk index and offset within. */
+  readonly chunkOf: number[];
+  readonly offsetOf: number[];
+}
+
 /** Bytes held by all logs together, for the gauge and the bound on finished ones. */
 export interface LogAccount {
   bytes: number;
 }
 
 export class TaskLog {
-  private readonly chunks: Chunk[] = [];
-  /** Where each frame begins, by sequence number: chunk index and offset within. */
-  private readonly frameChunk: number[] = [];
-  private readonly frameOffset: number[] = [];
-  private readonly cursors = new Set<Cursor>();
+  // Made with the first frame and the first cursor: a hundred thousand tasks may wait with nothing in their logs.
+  private frames: Frames | null = null;
+  private cursors: Set<Cursor> | null = null;
   private tokens = 0;
   private terminal = false;
   /** An earlier process has told viewers of the task more than is here yet. */
@@ -45,7 +50,7 @@ export class TaskLog {
   constructor(private readonly account: LogAccount) {}
 
   get length(): number {
-    return this.frameChunk.length;
+    return this.frames?.chunkOf.length ?? 0;
   }
   get tokenCount(): number {
     return this.tokens;
@@ -54,11 +59,11 @@ export class TaskLog {
     return this.terminal;
   }
   get viewers(): number {
-    return this.cursors.size;
+    return this.cursors?.size ?? 0;
   }
   get bytes(): number {
     let sum = this.length * indexBytesPerFrame;
-    for (const chunk of this.chunks) sum += chunk.bytes.byteLength;
+    for (const chunk of this.frames?.chunks ?? []) sum += chunk.bytes.byteLength;
     return sum;
   }
 
@@ -85,7 +90,7 @@ export class TaskLog {
     this.write(encodeEvent(seq, event));
     this.terminal = true;
     this.trim();
-    for (const cursor of this.cursors) cursor.sealedAt(seq, skipUnread);
+    for (const cursor of this.cursors ?? []) cursor.sealedAt(seq, skipUnread);
     this.wake();
   }
 
@@ -103,76 +108,82 @@ export class TaskLog {
     const seq = Math.max(afterSeq + 1, 0);
     const waits = this.begunAgain && !this.terminal;
     const cursor = new Cursor(this, waits ? seq : Math.min(seq, this.length));
+    this.cursors ??= new Set();
     this.cursors.add(cursor);
     return cursor;
   }
 
   closed(cursor: Cursor): void {
-    this.cursors.delete(cursor);
+    this.cursors?.delete(cursor);
   }
 
   /** The frames from `seq` to the end of its chunk, and the sequence number after them. */
   read(seq: number): { bytes: Uint8Array; next: number } | null {
-    const chunkIndex = this.frameChunk[seq];
-    const offset = this.frameOffset[seq];
-    if (chunkIndex === undefined || offset === undefined) return null;
-    const chunk = this.chunks[chunkIndex];
+    const { frames } = this;
+    const chunkIndex = frames?.chunkOf[seq];
+    const offset = frames?.offsetOf[seq];
+    if (frames === null || chunkIndex === undefined || offset === undefined) return null;
+    const chunk = frames.chunks[chunkIndex];
     assert(chunk !== undefined, "a frame lies in a chunk");
-    return { bytes: chunk.bytes.subarray(offset, chunk.used), next: this.firstSeqAfter(chunkIndex, seq) };
+    return {
+      bytes: chunk.bytes.subarray(offset, chunk.used),
+      next: this.firstSeqAfter(frames, chunkIndex, seq),
+    };
   }
 
   /** Gives the memory back; a forgotten log has no live cursor. */
   release(): void {
-    assert(this.cursors.size === 0, "a released log has no viewer");
+    assert(this.viewers === 0, "a released log has no viewer");
     this.account.bytes -= this.bytes;
-    this.chunks.length = 0;
-    this.frameChunk.length = 0;
-    this.frameOffset.length = 0;
+    this.frames = null;
   }
 
-  private firstSeqAfter(chunkIndex: number, from: number): number {
-    if (chunkIndex === this.chunks.length - 1) return this.length;
+  private firstSeqAfter({ chunks, chunkOf }: Frames, chunkIndex: number, from: number): number {
+    if (chunkIndex === chunks.length - 1) return this.length;
     let seq = from + 1;
-    while (this.frameChunk[seq] === chunkIndex) seq++;
+    while (chunkOf[seq] === chunkIndex) seq++;
     return seq;
   }
 
   private write(frame: string): void {
-    let chunk = this.chunks[this.chunks.length - 1];
+    this.frames ??= { chunks: [], chunkOf: [], offsetOf: [] };
+    const { chunks, chunkOf, offsetOf } = this.frames;
+    let chunk = chunks[chunks.length - 1];
     let written = chunk === undefined ? null : encodeWhole(frame, chunk);
     if (chunk === undefined || written === null) {
-      chunk = this.newChunk(frame);
+      chunk = this.newChunk(chunks, frame);
       written = encodeWhole(frame, chunk);
     }
     assert(written !== null, "a frame fits into a chunk made for it");
-    this.frameChunk.push(this.chunks.length - 1);
-    this.frameOffset.push(chunk.used);
+    chunkOf.push(chunks.length - 1);
+    offsetOf.push(chunk.used);
     this.account.bytes += indexBytesPerFrame;
     chunk.used += written;
   }
 
-  private newChunk(frame: string): Chunk {
-    const last = this.chunks[this.chunks.length - 1];
+  private newChunk(chunks: Chunk[], frame: string): Chunk {
+    const last = chunks[chunks.length - 1];
     const grown = last === undefined ? firstChunkBytes : Math.min(last.bytes.byteLength * 2, chunkBytesMax);
     const size =
       grown >= frame.length * utf8BytesPerUnitMax ? grown : Math.max(grown, Buffer.byteLength(frame));
     const chunk = { bytes: new Uint8Array(size), used: 0 };
-    this.chunks.push(chunk);
+    chunks.push(chunk);
     this.account.bytes += size;
     return chunk;
   }
 
   /** An ended log keeps its bytes and not the room to grow: thousands of them are remembered. */
   private trim(): void {
-    const last = this.chunks[this.chunks.length - 1];
+    const chunks = this.frames?.chunks ?? [];
+    const last = chunks[chunks.length - 1];
     assert(last !== undefined, "a sealed log has a frame");
     this.account.bytes -= last.bytes.byteLength - last.used;
     // A copy: readers still hold views of the old buffer.
-    this.chunks[this.chunks.length - 1] = { bytes: last.bytes.slice(0, last.used), used: last.used };
+    chunks[chunks.length - 1] = { bytes: last.bytes.slice(0, last.used), used: last.used };
   }
 
   private wake(): void {
-    for (const cursor of this.cursors) cursor.wake();
+    for (const cursor of this.cursors ?? []) cursor.wake();
   }
 }
 

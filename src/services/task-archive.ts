@@ -2,7 +2,8 @@
  * Every task that can still be told of: those in memory, and the ended ones that only the store remembers. Read by
  * the API, and by the dispatcher for repeats. An archived record has no events any more.
  */
-import { isTerminal } from "../domain/task.ts";
+import { assert } from "../domain/assert.ts";
+import { isTerminal, type TaskSpec } from "../domain/task.ts";
 import type { StoredTask, TaskStore } from "../ports/task-store.ts";
 import { TaskLog } from "./event-log.ts";
 import type { ListQuery, TaskRecord, TaskRegistry } from "./task-registry.ts";
@@ -18,6 +19,13 @@ export class TaskArchive {
     if (record !== null) return record;
     const stored = this.store.find(taskId);
     return stored === null ? null : recordOf(stored);
+  }
+
+  /** As it was stored: of a live task, with its input. */
+  specOf(taskId: string): TaskSpec {
+    const stored = this.store.find(taskId);
+    assert(stored !== null, `task ${taskId} is stored`);
+    return stored.spec;
   }
 
   /** Newest first. */
@@ -57,6 +65,7 @@ function recordOf({ ordinal, spec, createdMs, promise, expectedTokensOut, ended 
     kvWarmth: false,
     finishReason: ended?.finishReason ?? null,
     error: ended?.error ?? null,
+    inputBytes: 0,
     watchers: 0,
     watched: false,
   };

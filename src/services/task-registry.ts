@@ -49,6 +49,8 @@ export interface TaskRecord {
   kvWarmth: boolean;
   finishReason: "stop" | "length" | null;
   error: { readonly code: ErrorCode; readonly message: string } | null;
+  /** Bytes that its input takes of the bound on waiting ones; null: its input is on disk only. */
+  inputBytes: number | null;
   /** Viewers that count for on_disconnect. */
   watchers: number;
   /** There was one. */
@@ -78,7 +80,12 @@ export class TaskRegistry {
   private pruning: Timer | null = null;
   readonly account: LogAccount = { bytes: 0 };
 
-  constructor(private readonly retentionMs: number) {}
+  private inputBytes = 0;
+
+  constructor(
+    private readonly retentionMs: number,
+    private readonly inputBytesMax: number = limits.waitingInputBytesMax,
+  ) {}
 
   get size(): number {
     return this.records.size;
@@ -133,6 +140,7 @@ export class TaskRegistry {
       kvWarmth: false,
       finishReason: null,
       error: null,
+      inputBytes: 0,
       watchers: 0,
       watched: false,
     };
@@ -156,6 +164,26 @@ export class TaskRegistry {
     return record;
   }
 
+  /** It is stored and waits: where the inputs that wait are many, its own is read again when it starts. */
+  park(record: TaskRecord): void {
+    if (record.state !== "queued" || record.inputBytes !== 0) return;
+    const bytes = inputBytesOf(record.spec);
+    if (this.inputBytes + bytes > this.inputBytesMax) {
+      record.spec = withoutInput(record.spec);
+      record.inputBytes = null;
+      return;
+    }
+    record.inputBytes = bytes;
+    this.inputBytes += bytes;
+  }
+
+  /** It starts, or has ended. `stored`: reads it from the store. */
+  unpark(record: TaskRecord, stored: () => TaskSpec): void {
+    if (record.inputBytes === null) record.spec = stored();
+    else this.inputBytes -= record.inputBytes;
+    record.inputBytes = 0;
+  }
+
   /** It was never accepted after all. */
   discard(record: TaskRecord): void {
     assert(record.log.viewers === 0, "nobody looks at what was never accepted");
@@ -168,6 +196,7 @@ export class TaskRegistry {
   noteEnded(record: TaskRecord, nowMs: number): void {
     assert(isTerminal(record.state) && record.log.sealed, "an ended task is sealed");
     this.living.delete(record);
+    this.unpark(record, () => record.spec);
     record.spec = withoutInput(record.spec);
     this.ended.push(record);
     this.endedBytes += keptBytes(record);
@@ -242,6 +271,14 @@ export class TaskRegistry {
   *all(): Generator<TaskRecord> {
     yield* this.records.values();
   }
+}
+
+function inputBytesOf({ input, renderedPrompt, sampling }: TaskSpec): number {
+  let chars = (renderedPrompt?.length ?? 0) + (sampling.grammar?.length ?? 0);
+  if (input.kind === "prompt") chars += input.prompt.length;
+  else if (input.kind === "messages") for (const { content } of input.messages) chars += content.length;
+  else for (const text of input.inputs) chars += text.length;
+  return 2 * chars;
 }
 
 /** What is left to tell of an ended task; a repeat of it is recognised by its digest. */

@@ -86,6 +86,7 @@ export interface RigOptions {
   readonly streams?: Partial<StreamsOptions>;
   readonly admission?: Partial<AdmissionOptions>;
   readonly retentionMs?: number;
+  readonly inputBytesMax?: number;
   readonly minOnTimeProbability?: number;
   readonly batchMaxWaitMs?: number;
   readonly cutAtDeadline?: boolean;
@@ -142,7 +143,7 @@ export class Rig {
       adapters: new Map([["mock", adapter]]),
       restart: { backoffMs: 100, backoffMaxMs: 1000, breakerFailures: 3, breakerWindowMs: 10_000 },
     });
-    this.registry = new TaskRegistry(options.retentionMs ?? 3_600_000);
+    this.registry = new TaskRegistry(options.retentionMs ?? 3_600_000, options.inputBytesMax);
     this.runner = new AttemptRunner(clock, 1000);
     this.store = options.store ?? new MemoryTaskStore();
     this.archive = new TaskArchive(this.registry, this.store);
