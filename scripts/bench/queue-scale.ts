@@ -33,12 +33,11 @@ async function measureDaemon() {
         id: "waits",
         engine: "mock",
         model: "mock:words",
-        slots: 4,
-        preload: false,
+        slots: 1,
         queue: { capacity: 1_000_000 },
-        // Never up while this runs.
-        mock: { load_ms: 3_600_000 },
-        timeouts: { load_ms: 7_200_000 },
+        // The first task holds the only slot until it is canceled.
+        mock: { token_ms: 0, prefill_ms_per_token: 0, faults: [{ kind: "stall", nth: 1 }] },
+        timeouts: { first_token_ms: 3_600_000, inter_token_ms: 3_600_000 },
       },
     ],
   });
@@ -54,13 +53,35 @@ async function measureDaemon() {
     };
     const open = await Promise.all(Array.from({ length: clients }, () => Connection.open(target)));
     let sent = 0;
+    const headers = { "X-API-Key": daemon.key, "Content-Type": "application/json" };
+    const url = `http://${daemon.host}:${daemon.port}/v1`;
+    const first = await fetch(`${url}/tasks`, {
+      method: "POST",
+      headers,
+      body: '{"prompt":"holds the slot"}',
+    });
+    const { task_id } = (await first.json()) as { task_id: string };
+    const done = async (): Promise<number> => {
+      const health = (await (await fetch(`${url}/pools/waits/health`, { headers })).json()) as {
+        metrics: { tasks_done: number };
+      };
+      return health.metrics.tasks_done;
+    };
+    /** CPU for each task that ends while the next one starts, from `from` ended ones on. */
+    const drained = async (from: number, count: number): Promise<number> => {
+      while ((await done()) < from) await Bun.sleep(20);
+      const [began, beganUs] = [await done(), cpuUs(daemon.pid)];
+      while ((await done()) < from + count) await Bun.sleep(20);
+      const [ended, endedUs] = [await done(), cpuUs(daemon.pid)];
+      return (endedUs - beganUs) / (ended - began);
+    };
     const submit = async (count: number): Promise<number> => {
       const beganUs = cpuUs(daemon.pid);
       let left = count;
       await Promise.all(
         open.map(async (connection) => {
           while (left-- > 0) {
-            const body = `{"prompt":"task ${sent++} of many that wait here","priority":"batch","max_tokens":64}`;
+            const body = `{"prompt":"task ${sent++} of many that wait here","priority":"batch","max_tokens":1}`;
             const status = await connection.post(target, body);
             if (status !== 202) throw new Error(`a task was answered with ${status}`);
           }
@@ -82,7 +103,14 @@ async function measureDaemon() {
     await Bun.sleep(6_000);
     const added = rssBytes(daemon.pid) - rssBefore;
     for (const connection of open) connection.close();
+    await fetch(`${url}/tasks/${task_id}/cancel`, { method: "POST", headers });
+    // The first ones warm up what ends and starts.
+    const deepUs = await drained(5_000, 10_000);
+    const shallowUs = await drained(sent - 12_000, 10_000);
     const figures = {
+      deepUs,
+      shallowUs,
+      drainRatio: deepUs / shallowUs,
       waitingEarly: waitingBefore,
       waitingLate: sent,
       earlyUs: median(early),
@@ -188,6 +216,9 @@ const daemon = await measureDaemon();
 console.log(
   `daemon      CPU for an accepted task: ${daemon.earlyUs.toFixed(0)} us with ${daemon.waitingEarly} waiting, ` +
     `${daemon.lateUs.toFixed(0)} us with ${daemon.waitingLate}: ratio ${daemon.ratio.toFixed(2)}`,
+);
+console.log(
+  `            CPU for an end and the next start: ${daemon.shallowUs.toFixed(0)} us with few waiting, ${daemon.deepUs.toFixed(0)} us with ${daemon.waitingLate - 10_000}: ratio ${daemon.drainRatio.toFixed(2)}`,
 );
 console.log(
   `memory      ${daemon.bytesPerTask.toFixed(0)} bytes a waiting task, ${((daemon.bytesPerTask * 100_000) / 1e6).toFixed(1)} MB for 100,000`,

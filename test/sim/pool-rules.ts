@@ -103,10 +103,12 @@ export class PoolRules {
       return;
     }
     this.agedStarts++;
-    // By key, the aged one may give its turn to a task of a key that is before its own.
+    // By key, the aged one may give its turn to a task of a key that is before its own. Any that may still wait can be
+    // the aged one, also one whose deadline may end it in this instant.
+    const mayWait = [...this.live].filter((s) => s.accepted && s.phase === "waiting");
     const oldestMs = Math.min(
       story.seen.atMs,
-      ...waiting.filter((s) => fair === "per-key" && s.seen.priority === "batch").map((s) => s.seen.atMs),
+      ...mayWait.filter((s) => fair === "per-key" && s.seen.priority === "batch").map((s) => s.seen.atMs),
     );
     if (nowMs - oldestMs < batchMaxWaitMs - 0.001)
       this.violation(`batch task ${story.nth} started before interactive task ${interactive.nth}`);
