@@ -6,6 +6,7 @@ import { describe, expect, test } from "bun:test";
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import "./steps/answer.steps.ts";
+import "./steps/artifact.steps.ts";
 import "./steps/daemon.steps.ts";
 import "./steps/request.steps.ts";
 import "./steps/restart.steps.ts";

@@ -126,6 +126,10 @@ export class World {
     return this.#logging;
   }
 
+  get folder(): string {
+    return this.#folder;
+  }
+
   async shutDown(): Promise<void> {
     const daemon = await this.daemon();
     this.closing = daemon.close();

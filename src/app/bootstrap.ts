@@ -5,19 +5,23 @@
 import "./production.ts";
 import { join } from "node:path";
 import { apiVersion } from "../api/api-version.ts";
+import { artifactsRoutes, attachmentsPath } from "../api/artifacts.ts";
 import { capabilitiesRoutes } from "../api/capabilities.ts";
 import { observabilityRoutes } from "../api/observability.ts";
 import { poolsRoutes } from "../api/pools.ts";
 import { RequestContexts } from "../api/request-context.ts";
 import { sessionsRoutes } from "../api/sessions.ts";
 import { tasksRoutes } from "../api/tasks.ts";
+import { limits } from "../domain/limits.ts";
 import type { EngineKind } from "../domain/pool.ts";
 import type { Workload } from "../domain/task.ts";
+import { FolderBlobStore } from "../infra/blobs/folder-blob-store.ts";
 import { BunProcessHost, selfCommand } from "../infra/bun-process.ts";
 import { type GgufHeader, isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
 import { LlamaCppAdapter } from "../infra/engines/llamacpp.ts";
 import { MockAdapter } from "../infra/engines/mock.ts";
 import { giveMemoryBack } from "../infra/memory.ts";
+import { SqliteArtifactIndex } from "../infra/sqlite/artifact-index.ts";
 import { SqliteTaskStore } from "../infra/sqlite/sqlite-task-store.ts";
 import { SystemClock, SystemEntropy } from "../infra/system-clock.ts";
 import { PinoLog } from "../infra/telemetry/pino-log.ts";
@@ -26,6 +30,7 @@ import type { EngineAdapter } from "../ports/engine.ts";
 import { isStoreError, type StoreError, type TaskStore } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
 import { Admission } from "../services/admission.ts";
+import { Artifacts } from "../services/artifacts.ts";
 import { AttemptRunner } from "../services/attempt-runner.ts";
 import { Capabilities } from "../services/capabilities.ts";
 import { Dispatcher } from "../services/dispatcher.ts";
@@ -208,6 +213,22 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   idleTrim.start();
   releases.add("idle trim", () => idleTrim.stop());
 
+  const artifacts = new Artifacts({
+    store: await FolderBlobStore.open(join(config.stateDir, "artifacts")),
+    index: new SqliteArtifactIndex(join(config.stateDir, "artifacts.sqlite")),
+    clock,
+    log,
+    rules: {
+      artifactBytesMax: limits.artifactBytesDefault,
+      attachmentBytesMax: limits.attachmentBytesMax,
+      bytesMax: limits.artifactRootBytesDefault,
+      maxAgeMs: null,
+    },
+    pinned: () => new Set(),
+  });
+  releases.add("artifacts", () => artifacts.stop());
+  await artifacts.start();
+
   const contexts = new RequestContexts();
   const app = createRouter({
     contexts,
@@ -223,10 +244,12 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
       local: { keyId: "local", admin: true, rate: config.limits.rate },
     },
     maxBodyBytes: config.limits.bodyBytes,
+    bodyBytesOf: (path) => (path === attachmentsPath ? null : undefined),
     plugins: [
       tasksRoutes({ admission, dispatcher, archive, streams, contexts, clock }),
       sessionsRoutes({ sessions, contexts, clock }),
       poolsRoutes({ pools, contexts }),
+      artifactsRoutes({ artifacts, contexts }),
       capabilitiesRoutes({ capabilities }),
       observabilityRoutes({ metrics, readiness }),
     ],

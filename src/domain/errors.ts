@@ -25,6 +25,8 @@ export const errorTable = {
   DECODE_TIMEOUT: { status: 503, retriable: true },
   WORKER_RESET: { status: 503, retriable: true },
   CANCELED: { status: 409, retriable: false },
+  /** A stored artifact does not match its digest any more: it is kept aside and not served. */
+  UNTRUSTED_ARTIFACT: { status: 500, retriable: false },
   INTERNAL: { status: 500, retriable: false },
 } as const;
 

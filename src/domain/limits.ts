@@ -59,6 +59,13 @@ export const limits = {
   /** Exclusive tasks of a class whose turn came and that wait apart, for a replica of their own. */
   exclusiveCalledMax: 16,
 
+  // Continuation
+  /** Pieces of unknown tokens that greedy decoding says again rather than going on from text. */
+  repeatedPiecesMax: 8,
+  /** Crashes in a row after which a task is tried alone; so many new tokens before a crash clear it. */
+  crashesSharedMax: 2,
+  suspectClearingTokens: 32,
+
   // Sessions
   sessionTtlMsDefault: 600_000,
   sessionTurnsMaxDefault: 8,
@@ -87,6 +94,32 @@ export const limits = {
   /** Ended tasks forgotten in one transaction. */
   retentionBatch: 500,
 
+  // Artifacts
+  artifactBytesDefault: 8 * 1024 * 1024,
+  artifactBytesMax: 256 * 1024 * 1024,
+  artifactPlanBytesMax: 1024 * 1024,
+  artifactSummaryBytesMax: 256 * 1024,
+  /** One attachment; it is streamed, never held. */
+  attachmentBytesMax: 1024 * 1024 * 1024,
+  artifactTagsMax: 32,
+  artifactTagCharsMax: 64,
+  artifactAttachmentsMax: 64,
+  artifactRootBytesDefault: 10 * 1024 * 1024 * 1024,
+  /** What a search sees of a document, and how many documents it looks through for one page. */
+  artifactSearchCharsMax: 16 * 1024,
+  artifactSearchRowsMax: 2_000,
+  artifactSearchWordsMax: 8,
+  /** Younger ones are never collected: an attachment is there before the document that names it. */
+  artifactGraceMs: 3600 * 1000,
+  artifactCollectEveryMs: 600_000,
+  /** Entries read at once by the collection and by the comparison of index and blobs. */
+  artifactBatch: 500,
+  /** Answered with 503 while nothing more fits. */
+  artifactRetryMs: 60_000,
+  /** Folders known to be on the disk: they are not synced again. */
+  blobFoldersKnownMax: 8_192,
+  blobChunkBytes: 256 * 1024,
+
   // Store
   /** The log is moved into the database above this, when nobody waits for a sync. */
   storeWalBytes: 4 * 1024 * 1024,
@@ -95,6 +128,20 @@ export const limits = {
   storeCacheBytes: 16 * 1024 * 1024,
   /** What one pruning gives back to the file system at most. */
   storeGiveBackPagesMax: 256,
+
+  // Journal
+  /** A segment that has reached it is closed at the next batch; one batch may go beyond. */
+  journalSegmentBytes: 2 * 1024 * 1024,
+  /** The length of a record has three bytes. */
+  journalRecordBytesMax: 2 ** 24 - 1,
+  /** Collected while the disk refuses; beyond it nothing more is taken. */
+  journalPendingBytesMax: 64 * 1024 * 1024,
+  /** What one step of compaction reads at most, where it takes more than one segment. */
+  journalCompactReadBytes: 4 * 1024 * 1024,
+  /** Records rewritten before others get a turn of the event loop. */
+  journalCompactTurnRecords: 256,
+  /** Segments deleted by one step. */
+  journalDeletesMax: 8,
 
   // Engines
   poolsMax: 64,

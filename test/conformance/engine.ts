@@ -12,6 +12,11 @@ export interface EngineUnderTest {
   stop(): Promise<void>;
 }
 
+/** What a continuation by ids needs beside the port's calls: the ids of a prompt as a generation reads it. */
+export interface Tokenizes {
+  tokenize(text: string, asPrompt: boolean, signal: AbortSignal): Promise<number[]>;
+}
+
 export interface EngineFactory {
   readonly name: string;
   readonly slots: number;
@@ -36,6 +41,8 @@ export function engineConformance(factory: EngineFactory): void {
     });
     afterAll(() => engine.stop());
     const client = () => engine.client;
+    const tokenize = (text: string, asPrompt: boolean) =>
+      (client() as EngineClient & Tokenizes).tokenize(text, asPrompt, never);
     const generate = (options: Parameters<typeof request>[0] = {}, sink = new RecordingSink()) =>
       within(waitMs, "the generation ends", client().generate(request(options), sink, never)).then(
         (result) => ({
@@ -154,6 +161,44 @@ export function engineConformance(factory: EngineFactory): void {
           slot: factory.slots - 1,
         });
         expect(cut + rest.sink.text).toBe(whole.sink.text);
+      });
+
+      test("a greedy continuation by ids, of the prompt and of what was said, is the uncut text", async () => {
+        const whole = await generate({ maxTokens: 20 });
+        const promptIds = await tokenize("Once upon a time", true);
+        expect(promptIds).toHaveLength(whole.result.tokensIn);
+        for (const cut of [0, 1, 7, 15]) {
+          const ids = whole.sink.ids.slice(0, cut).flat();
+          const rest = await generate({
+            prompt: [...promptIds, ...ids],
+            maxTokens: 20 - ids.length,
+            slot: cut % factory.slots,
+          });
+          expect(rest.sink.pieces).toEqual(whole.sink.pieces.slice(cut));
+          expect(rest.result.tokensIn).toBe(promptIds.length + ids.length);
+          expect(ids.length + rest.result.tokensOut).toBe(whole.result.tokensOut);
+        }
+      });
+
+      test("the ids that were told are those of the text that was told, also while a stop string is open", async () => {
+        const whole = await generate({ maxTokens: 40 });
+        const promptIds = await tokenize("Once upon a time", true);
+        // The beginnings of words that were said: held back until the next letter tells.
+        const stop = whole.sink.pieces.slice(0, 8).map((piece) => `${piece}\u0001`);
+        const held = await generate({ maxTokens: 40, sampling: { stop } });
+        expect(whole.sink.text.startsWith(held.sink.text)).toBe(true);
+        expect(held.sink.pieces.length).toBeLessThan(whole.sink.pieces.length);
+        for (let cut = 1; cut < held.sink.pieces.length; cut += 3) {
+          const ids = held.sink.ids.slice(0, cut).flat();
+          const rest = await generate({ prompt: [...promptIds, ...ids], maxTokens: 40 - ids.length });
+          expect(held.sink.pieces.slice(0, cut).join("") + rest.sink.text).toBe(whole.sink.text);
+        }
+      });
+
+      test("the tokens of a text that is no prompt have no special ones", async () => {
+        const plain = await tokenize(" upon a time", false);
+        expect(plain.length).toBeGreaterThan(0);
+        expect(plain.length).toBeLessThan((await tokenize(" upon a time", true)).length);
       });
 
       test("a stop string ends the text before it", async () => {

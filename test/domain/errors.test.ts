@@ -31,6 +31,7 @@ const documented: Readonly<Record<ErrorCode, readonly [status: number, retriable
   DECODE_TIMEOUT: [503, true],
   WORKER_RESET: [503, true],
   CANCELED: [409, false],
+  UNTRUSTED_ARTIFACT: [500, false],
   INTERNAL: [500, false],
 };
 

@@ -5,6 +5,7 @@
  */
 import { type AnyElysia, Elysia } from "elysia";
 import { apiVersion } from "../../src/api/api-version.ts";
+import { artifactsRoutes } from "../../src/api/artifacts.ts";
 import { capabilitiesRoutes } from "../../src/api/capabilities.ts";
 import { observabilityRoutes } from "../../src/api/observability.ts";
 import { poolsRoutes } from "../../src/api/pools.ts";
@@ -238,6 +239,7 @@ function shellPlugins(): AnyElysia[] {
     }),
     poolsRoutes({ pools: nothing, contexts: nothing }),
     sessionsRoutes({ sessions: nothing, contexts: nothing, clock: nothing }),
+    artifactsRoutes({ artifacts: nothing, contexts: nothing }),
     capabilitiesRoutes({ capabilities: nothing }),
     observabilityRoutes({ readiness: nothing, metrics: nothing }),
   ];
@@ -336,5 +338,6 @@ function contractPlugins(): AnyElysia[] {
       },
       { response: { 200: Readyz, 503: Readyz } },
     );
-  return [tasks, sessions, control, operations];
+  const nothing = {} as never;
+  return [tasks, sessions, artifactsRoutes({ artifacts: nothing, contexts: nothing }), control, operations];
 }

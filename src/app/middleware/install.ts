@@ -24,12 +24,19 @@ export interface MiddlewareDeps {
   readonly log: Log;
   readonly auth: AuthDeps;
   readonly maxBodyBytes: number;
+  /** Largest body of one path where it differs; null: the route reads and bounds it itself. */
+  readonly bodyBytesOf?: (path: string) => number | null | undefined;
   /** Raw paths that need no key. */
   readonly openPaths: ReadonlySet<string>;
 }
 
 export function installMiddleware(app: AnyElysia, deps: MiddlewareDeps): void {
   const rates = new RateLimiter();
+
+  const bodyBytesMax = (request: Request): number | null => {
+    const own = deps.bodyBytesOf?.(requestPath(request));
+    return own === undefined ? deps.maxBodyBytes : own;
+  };
 
   const admit = (request: Request): void => {
     checkEncoding(request);
@@ -39,7 +46,8 @@ export function installMiddleware(app: AnyElysia, deps: MiddlewareDeps): void {
       deps.contexts.set(request, { ...context, keyId: key.keyId, admin: key.admin });
       rates.admit(key, context.receivedMs);
     }
-    checkContentLength(request, deps.maxBodyBytes);
+    const bytesMax = bodyBytesMax(request);
+    if (bytesMax !== null) checkContentLength(request, bytesMax);
   };
 
   // Asked for on the way to a 404 only; by then all routes are there.
@@ -54,9 +62,11 @@ export function installMiddleware(app: AnyElysia, deps: MiddlewareDeps): void {
       set.headers[correlationHeader] = openContext(request, deps);
       admit(request);
     })
-    .onParse({ as: "global" }, ({ request, contentType }) =>
-      readBody(request, contentType, deps.maxBodyBytes),
-    )
+    .onParse({ as: "global" }, ({ request, contentType }) => {
+      const bytesMax = bodyBytesMax(request);
+      // Null and not undefined: undefined would make Elysia read the body.
+      return bytesMax === null ? null : readBody(request, contentType, bytesMax);
+    })
     .onError({ as: "global" }, ({ error, request, set }) => {
       const known = deps.contexts.find(request);
       const correlationId = known?.correlationId ?? deps.entropy.uuid();

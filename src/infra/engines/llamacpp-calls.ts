@@ -5,6 +5,7 @@
  * Always: a call settles once; after its signal, its time limit or `close` it reports nothing more, and its
  * socket is closed in the same turn.
  */
+import { unnamedId } from "../../domain/continuation.ts";
 import { limits } from "../../domain/limits.ts";
 import type { Clock } from "../../ports/clock.ts";
 import { EngineError, type GenerateResult, type GenerateSink, isEngineError } from "../../ports/engine.ts";
@@ -14,6 +15,7 @@ import {
   type FinalFrame,
   httpError,
   parseJson,
+  predictedOf,
   readFrame,
   readTokenFrame,
 } from "./llamacpp-frames.ts";
@@ -22,6 +24,8 @@ import { SseDecoder } from "./sse-decoder.ts";
 /** 1,024 embeddings of 8,192 numbers as decimal text stay below it. */
 const answerBytesMax = 256 * 1024 * 1024;
 const errorBytesMax = 1024 * 1024;
+/** Tokens in a row that end inside a character; more are not believed. */
+const unnamedIdsMax = 64;
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -201,12 +205,14 @@ class Generation implements Receiver {
   readonly #done: (result: GenerateResult) => void;
   readonly #fail: (error: unknown) => void;
   readonly #decoder: SseDecoder;
-  readonly #token: FastToken = { text: "", ids: [] };
+  readonly #token: FastToken = { text: "", ids: [], predicted: 0 };
   /** Of an answer that is no stream: an HTTP error's body. */
   #errorBody: BodyCollector | null = null;
   #status = 0;
   /** Ids of frames that had no text of their own. */
   #heldIds: number[] = [];
+  /** Tokens that frames told of by now. */
+  #tokens = 0;
 
   constructor(sink: GenerateSink, done: (result: GenerateResult) => void, fail: (error: unknown) => void) {
     this.#sink = sink;
@@ -242,25 +248,40 @@ class Generation implements Receiver {
   }
 
   #frame(bytes: Buffer, start: number, end: number): void {
-    if (readTokenFrame(bytes, start, end, this.#token)) this.#piece(this.#token.text, this.#token.ids);
-    else this.#otherFrame(bytes.toString("utf8", start, end));
+    if (readTokenFrame(bytes, start, end, this.#token)) {
+      const { text, ids, predicted } = this.#token;
+      this.#piece(text, ids, predicted ?? 0);
+    } else this.#otherFrame(bytes.toString("utf8", start, end), predictedOf(bytes, start, end));
   }
 
-  #otherFrame(payload: string): void {
+  #otherFrame(payload: string, predicted: number): void {
     if (payload === "[DONE]") return;
     const frame = readFrame(payload);
     if (frame.kind === "progress") {
       this.#sink.onPrompt(frame.total, frame.cached, frame.done);
       return;
     }
-    this.#piece(frame.text, frame.ids);
+    this.#piece(frame.text, frame.ids, predicted);
     if (frame.final !== null) {
       this.#decoder.stop();
       this.#done(toResult(frame.final));
     }
   }
 
-  #piece(text: string, ids: readonly number[]): void {
+  /**
+   * The engine keeps back the frames of tokens that end inside a character (build 11669): its own count tells how
+   * many, and they are passed on as unnamed. `predicted` 0: nothing can be missing. A count that no character
+   * explains is nonsense: then the piece has no ids at all.
+   */
+  #piece(text: string, ids: readonly number[], predicted: number): void {
+    const missing = predicted - this.#tokens - ids.length;
+    this.#tokens += ids.length + Math.max(0, missing);
+    if (missing > unnamedIdsMax) {
+      this.#heldIds = [];
+      if (text !== "") this.#sink.onToken(text, []);
+      return;
+    }
+    for (let i = 0; i < missing; i++) this.#heldIds.push(unnamedId);
     if (text === "") this.#heldIds.push(...ids);
     else if (this.#heldIds.length === 0) this.#sink.onToken(text, ids);
     else {

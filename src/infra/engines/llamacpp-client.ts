@@ -138,14 +138,20 @@ export class LlamaCppClient implements EngineClient {
   }
 
   async countTokens(content: string, signal: AbortSignal): Promise<number> {
+    return (await this.tokenize(content, true, signal)).length;
+  }
+
+  /** `asPrompt`: with the special tokens, just as a generation reads a prompt; else the text's own tokens. */
+  async tokenize(content: string, asPrompt: boolean, signal: AbortSignal): Promise<number[]> {
     const { tokens } = await this.#calls.json(
       "/tokenize",
-      { content, add_special: true, parse_special: true },
+      { content, add_special: asPrompt, parse_special: asPrompt },
       signal,
       limits.engineTokenizeTimeoutMs,
     );
-    if (!Array.isArray(tokens)) throw new EngineError("protocol", "the engine counted no tokens");
-    return tokens.length;
+    if (!Array.isArray(tokens) || !tokens.every((id): id is number => Number.isSafeInteger(id)))
+      throw new EngineError("protocol", "the engine told no tokens");
+    return tokens;
   }
 
   async applyTemplate(messages: readonly ChatMessage[], signal: AbortSignal): Promise<string> {

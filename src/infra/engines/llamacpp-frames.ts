@@ -12,6 +12,7 @@ const BACKSLASH = 0x5c;
 const prefix = Buffer.from('{"index":0,"content":"');
 const beforeTokens = Buffer.from('"tokens":[');
 const afterTokens = Buffer.from('],"stop":false');
+const beforePredicted = Buffer.from('"tokens_predicted":');
 
 const messageCharsMax = 500;
 
@@ -39,6 +40,8 @@ export type Frame =
 export interface FastToken {
   text: string;
   ids: number[];
+  /** Tokens generated up to here; read only where tokens may be missing, else 0. */
+  predicted?: number;
 }
 
 function startsWith(bytes: Buffer, at: number, end: number, expected: Buffer): boolean {
@@ -85,7 +88,22 @@ export function readTokenFrame(bytes: Buffer, start: number, end: number, out: F
     ? String(JSON.parse(bytes.toString("utf8", textStart - 1, textEnd + 1)))
     : bytes.toString(seen < 0x80 ? "latin1" : "utf8", textStart, textEnd);
   out.ids = ids;
+  // A token that ends inside a character has no frame of its own, so only behind such text ids can be missing.
+  out.predicted = seen < 0x80 && !escaped ? 0 : predictedOf(bytes, at, end);
   return true;
+}
+
+/** Tokens generated up to a frame, as the frame has it; 0 where it does not say. */
+export function predictedOf(bytes: Buffer, start: number, end: number): number {
+  const found = bytes.indexOf(beforePredicted, start);
+  if (found < 0 || found >= end) return 0;
+  let value = 0;
+  for (let at = found + beforePredicted.length; at < end; at++) {
+    const byte = bytes[at] ?? 0;
+    if (byte < 0x30 || byte > 0x39) break;
+    value = value * 10 + (byte - 0x30);
+  }
+  return value;
 }
 
 type Json = Readonly<Record<string, unknown>>;

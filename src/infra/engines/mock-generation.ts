@@ -3,9 +3,12 @@
  * its own: mock.ts asks when it is due and lets it say what is due by then.
  *
  * Always: settles once; the sink hears nothing after that. A text that may be the beginning of a stop string is
- * held back, as the real engine does it.
+ * held back, as the real engine does it, and all that waits with it: the ids that were told are those of the text
+ * that was told, so a continuation by ids neither loses nor doubles a character. Only the piece before a stop string
+ * also has the stop string's ids, with the real engine too.
  */
 import type { MockFault, MockOptions } from "../../domain/pool.ts";
+import { openStopUnits } from "../../domain/stop-strings.ts";
 import {
   EngineError,
   type GenerateRequest,
@@ -134,8 +137,16 @@ export class MockGeneration {
     const bytes = Buffer.from(text, "utf8");
     const cut = bytes.length - 1;
     const first = this.#tornDecoder.decode(bytes.subarray(0, cut), { stream: true });
-    const stopped = first !== "" && this.#piece(first);
+    const stopped = first !== "" && this.#part(first);
     return stopped || this.#piece(this.#tornDecoder.decode(bytes.subarray(cut), { stream: true }));
+  }
+
+  /** Text of which the token is not whole yet: its id comes with the rest. */
+  #part(text: string): boolean {
+    const id = this.#heldIds.pop();
+    const stopped = this.#piece(text);
+    if (id !== undefined) this.#heldIds.push(id);
+    return stopped;
   }
 
   /** Takes text; passes on what cannot be part of a stop string. True when a stop string is complete. */
@@ -151,9 +162,8 @@ export class MockGeneration {
       this.#flush(held.slice(0, at));
       return true;
     }
-    const keep = Math.max(...stop.map((one) => openLength(held, one)));
-    this.#held = held.slice(held.length - keep);
-    this.#pass(held.slice(0, held.length - keep));
+    if (openStopUnits(held, stop) > 0) this.#held = held;
+    else this.#flush(held);
     return false;
   }
 
@@ -185,11 +195,3 @@ export class MockGeneration {
 
 const earlier = (first: number, at: number): number =>
   at < 0 ? first : first < 0 ? at : Math.min(first, at);
-
-/** How many characters at the end of `text` are the beginning of `stop`. */
-function openLength(text: string, stop: string): number {
-  for (let length = Math.min(text.length, stop.length - 1); length > 0; length--) {
-    if (text.endsWith(stop.slice(0, length))) return length;
-  }
-  return 0;
-}

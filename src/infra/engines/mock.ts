@@ -144,6 +144,12 @@ export class MockEngineClient implements EngineClient {
     return tokenize(text).length;
   }
 
+  /** `asPrompt`: with the token for the beginning, as a generation reads a prompt. */
+  async tokenize(text: string, asPrompt: boolean, signal: AbortSignal): Promise<number[]> {
+    this.#assertServing(signal);
+    return asPrompt ? tokenize(text) : tokenize(text).slice(1);
+  }
+
   async applyTemplate(messages: readonly ChatMessage[], signal: AbortSignal): Promise<string> {
     this.#assertServing(signal);
     return `${messages.map(({ role, content }) => `<|${role}|>\n${content}\n`).join("")}<|assistant|>\n`;

@@ -1,0 +1,33 @@
+/**
+ * What a caller of the artifacts is told when something is not there, too large, or has no room. services/artifacts.ts
+ * throws these; the messages say what to do next and name nothing of another key.
+ */
+import { OrchestratorError } from "../domain/errors.ts";
+import { limits } from "../domain/limits.ts";
+
+export const noArtifact = (): OrchestratorError =>
+  new OrchestratorError(
+    "NOT_FOUND",
+    "no such artifact: it was never stored with this key, or is no longer kept",
+  );
+
+export const noAttachment = (): OrchestratorError =>
+  new OrchestratorError(
+    "NOT_FOUND",
+    "no such attachment: it was never sent with this key, or is no longer kept",
+  );
+
+export const notThere = (field: string, message: string): OrchestratorError =>
+  new OrchestratorError("INVALID_PARAMS", message, { details: { in: "body", field } });
+
+export const tooLarge = (what: string, bytesMax: number): OrchestratorError =>
+  new OrchestratorError("PAYLOAD_TOO_LARGE", `${what} may have ${bytesMax} bytes here: send less`, {
+    details: { max_bytes: bytesMax },
+  });
+
+export const noRoom = (cause: unknown): OrchestratorError =>
+  new OrchestratorError(
+    "STORAGE_UNAVAILABLE",
+    "the room for artifacts is used up by what is still needed: raise artifacts.max_bytes, or wait until something may go",
+    { policyLabel: "artifacts", retryAfterMs: limits.artifactRetryMs, cause },
+  );
