@@ -1,6 +1,6 @@
 /** The routes of artifacts over a blob folder in memory: statuses, ETags, cursors, attachments as streams. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { artifactsRoutes } from "../../src/api/artifacts.ts";
@@ -77,4 +77,9 @@ test("attachments go in and out as streams, and another key has none", async () 
   expect(Buffer.compare(await read.bytes(), body)).toBe(0);
   expect(read.headers.get("x-content-type-options")).toBe("nosniff");
   expect((await ask(`/v1/attachments/${digest}`, {}, "bob")).status).toBe(404);
+});
+
+test("the index is nobody else's to read", () => {
+  for (const name of ["index.sqlite", "index.sqlite-wal"])
+    expect(statSync(join(folder, name)).mode & 0o777).toBe(0o600);
 });

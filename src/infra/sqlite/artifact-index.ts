@@ -6,7 +6,7 @@
  * again from the blobs. No query looks at more than limits.artifactSearchRowsMax documents.
  */
 import { Database } from "bun:sqlite";
-import { rmSync } from "node:fs";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { type ArtifactKind, artifactKinds } from "../../domain/artifact.ts";
 import { limits } from "../../domain/limits.ts";
 import type {
@@ -308,6 +308,8 @@ function openIfSound(path: string): { db: Database; clean: boolean } | null {
 }
 
 function openFile(path: string): Database {
+  // SQLite gives its log the mode of the file, and would make the file itself readable by everybody.
+  if (!existsSync(path)) writeFileSync(path, "", { mode: 0o600, flag: "wx" });
   const db = new Database(path, { readwrite: true, create: true, strict: true });
   db.run("PRAGMA locking_mode = EXCLUSIVE");
   db.run("PRAGMA journal_mode = WAL");
