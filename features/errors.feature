@@ -181,22 +181,26 @@ Feature: Every failure has a code that says what to do next
       | error.retriable | true           |
 
   @ORCHD-ATT-1 @ORCHD-STREAM-7
-  Scenario: An engine that is lost within the text ends the stream, and what was said stays
-    Given its engine crashes after 5 tokens in generation 1
+  Scenario: An engine that is lost at the same token in every attempt fails the task, and what was said stays
+    Given its engine crashes after 5 tokens in every generation
     And the setting "restart.backoff_ms" is 1
     When alice submits and streams "story":
-      | prompt     | Once upon a time |
+      | prompt      | Once upon a time |
+      | determinism | strict           |
     Then the stream "story" ends with error WORKER_RESET
     And the stream "story" has 5 tokens
+    And "story" has the record:
+      | attempts | 4 |
     When alice watches "story" as "replay"
     Then the streams "story" and "replay" are the same
 
   @ORCHD-ATT-1 @ORCHD-STREAM-7
-  Scenario Outline: An engine that falls silent after <tokens> tokens is given up on
+  Scenario Outline: An engine that falls silent after <tokens> tokens in every attempt is given up on
     Given its engine stalls after <tokens> tokens in every generation
     And it may be silent for 60 ms
     When alice submits and streams "story":
-      | prompt | Once upon a time |
+      | prompt      | Once upon a time |
+      | determinism | strict           |
     Then the stream "story" ends with error DECODE_TIMEOUT
     And the stream "story" has <tokens> tokens
     And the error event of "story" says:

@@ -53,6 +53,16 @@ step<[string, number, number]>(
 step<[string, number]>("its engine {fault} after {int} tokens in every generation", (world, kind, after) =>
   fault(kind, null, after)(world),
 );
+step<[string, number, number, number, number]>(
+  "its engine {fault} after {int} tokens in generations {int}, {int} and {int}",
+  (world, kind, after, ...generations) => {
+    world.mock().faults = generations.map((nth) => ({
+      kind: faultKind[kind] ?? kind,
+      nth,
+      after_tokens: after,
+    }));
+  },
+);
 step("its engine never loads its model", (world) => fault("load_failure", null, 0)(world));
 
 step<[string, string]>("the setting {string} is {word}", (world, path, value) =>

@@ -60,6 +60,16 @@ step<[string, string, number]>(
     expect(joined.at(-1)?.type).toBe("end");
   },
 );
+step<[string, number]>(
+  "the stream {string} started once and counts {int} tokens without gaps",
+  async (world, viewer, count) => {
+    const events = await world.whole(viewer);
+    expect(events.map(({ id }) => id)).toEqual(events.map((_, index) => index));
+    expect(events.filter(({ type }) => type === "started").length).toBe(1);
+    const tokens = events.filter(({ type }) => type === "token");
+    expect(tokens.map(({ data }) => data.i)).toEqual(Array.from({ length: count }, (_, index) => index));
+  },
+);
 
 step<[string]>("{string} makes no more tokens", async (world, name) => {
   const { tokens_out } = await world.view(name);

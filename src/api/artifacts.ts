@@ -33,6 +33,7 @@ export interface ArtifactsRoutesDeps {
 
 /** The one path whose bodies are not JSON. */
 export const attachmentsPath = "/v1/attachments";
+export const artifactsPath = "/v1/artifacts";
 /** What it is called can never change; who may see it can, so shared caches keep out. */
 const forever = "private, max-age=31536000, immutable";
 

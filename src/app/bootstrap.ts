@@ -3,9 +3,10 @@
  * configuration and returns a running daemon; what was built is released last-in first-out.
  */
 import "./production.ts";
-import { join } from "node:path";
+import { mkdirSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { apiVersion } from "../api/api-version.ts";
-import { artifactsRoutes, attachmentsPath } from "../api/artifacts.ts";
+import { artifactsPath, artifactsRoutes, attachmentsPath } from "../api/artifacts.ts";
 import { capabilitiesRoutes } from "../api/capabilities.ts";
 import { observabilityRoutes } from "../api/observability.ts";
 import { poolsRoutes } from "../api/pools.ts";
@@ -82,6 +83,23 @@ function openStore({ stateDir, storage }: Config, log: Log): TaskStore {
   }
 }
 
+/** @throws StartError that names the folder. */
+async function openBlobs(root: string): Promise<FolderBlobStore> {
+  try {
+    mkdirSync(dirname(root), { recursive: true });
+    return await FolderBlobStore.open(root);
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    throw new StartError(
+      "state_dir",
+      `artifacts.root ${root} cannot be used (${why}): choose another folder`,
+    );
+  }
+}
+
+/** What surrounds the content of an artifact in its request: names, tags, escapes. */
+const envelopeBytes = 64 * 1024;
+
 /** Viewers that read their last frame need a moment; one that does not read must not hold the exit. */
 const lastFramesMs = 2_000;
 
@@ -147,11 +165,12 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     archive,
     store,
     sessions,
-    runner: new AttemptRunner(clock, config.streaming.metricsEveryMs),
+    runner: new AttemptRunner(clock, config.streaming.metricsEveryMs, true),
     pools: config.pools,
     attemptsMax: config.tasks.attemptsMax,
     batchMaxWaitMs: config.admission.batchMaxWaitMs,
     fair: config.admission.fair,
+    continues: true,
     cutAtDeadline: config.tasks.cutAtDeadline,
     minOnTimeProbability: config.admission.minOnTimeProbability,
     // Thrown outside of any handler it reaches the process: logged, engines killed, exit 1, restart.
@@ -214,15 +233,15 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   releases.add("idle trim", () => idleTrim.stop());
 
   const artifacts = new Artifacts({
-    store: await FolderBlobStore.open(join(config.stateDir, "artifacts")),
+    store: await openBlobs(config.artifacts.root),
     index: new SqliteArtifactIndex(join(config.stateDir, "artifacts.sqlite")),
     clock,
     log,
     rules: {
-      artifactBytesMax: limits.artifactBytesDefault,
+      artifactBytesMax: config.artifacts.documentBytesMax,
       attachmentBytesMax: limits.attachmentBytesMax,
-      bytesMax: limits.artifactRootBytesDefault,
-      maxAgeMs: null,
+      bytesMax: config.artifacts.bytesMax,
+      maxAgeMs: config.artifacts.maxAgeMs,
     },
     pinned: () => new Set(),
   });
@@ -244,7 +263,13 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
       local: { keyId: "local", admin: true, rate: config.limits.rate },
     },
     maxBodyBytes: config.limits.bodyBytes,
-    bodyBytesOf: (path) => (path === attachmentsPath ? null : undefined),
+    bodyBytesOf: (path) => {
+      if (path === attachmentsPath) return null;
+      const { documentBytesMax } = config.artifacts;
+      return path === artifactsPath
+        ? Math.max(config.limits.bodyBytes, documentBytesMax + envelopeBytes)
+        : undefined;
+    },
     plugins: [
       tasksRoutes({ admission, dispatcher, archive, streams, contexts, clock }),
       sessionsRoutes({ sessions, contexts, clock }),

@@ -30,6 +30,7 @@ function fileShape(config: Config): Record<string, unknown> {
       body_bytes: limits.bodyBytes,
       rate: rateShape(limits.rate),
       streams_per_key: limits.streamsPerKey,
+      artifact_bytes: config.artifacts.documentBytesMax,
     },
     tls: { cert: config.tls?.certPath ?? null, key: config.tls?.keyPath ?? null },
     admission: {
@@ -61,6 +62,12 @@ function fileShape(config: Config): Record<string, unknown> {
       backoff_max_ms: restart.backoffMsMax,
       breaker_failures: restart.breakerFailures,
       breaker_window_ms: restart.breakerWindowMs,
+    },
+    artifacts: {
+      root: config.artifacts.root,
+      max_bytes: config.artifacts.bytesMax,
+      max_age_days:
+        config.artifacts.maxAgeMs === null ? null : config.artifacts.maxAgeMs / (24 * 3600 * 1000),
     },
     storage: { durability: config.storage.durability },
     shutdown: { drain_deadline_ms: config.shutdown.drainDeadlineMs },

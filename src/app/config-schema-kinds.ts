@@ -13,6 +13,8 @@ import { limits } from "../domain/limits.ts";
 export const msMax = limits.deadlineMsMax;
 /** Outer bounds that only the file has: generous, there to catch a slip of the keyboard. */
 export const outer = {
+  artifactRootBytesMin: 1024 * 1024,
+  artifactAgeDaysMax: 36_500,
   ctxMax: 16 * 1024 * 1024,
   rateMax: 1_000_000,
   streamsPerKeyMax: 1_000_000,

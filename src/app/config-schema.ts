@@ -134,7 +134,12 @@ export const configFileSchema = Type.Object(
     limits: section(
       {
         body_bytes: integer(1024, limits.bodyBytesMax, limits.bodyBytesDefault, "Largest request body."),
-        artifact_bytes: later(8_388_608),
+        artifact_bytes: integer(
+          1024,
+          limits.bodyBytesMax,
+          limits.artifactBytesDefault,
+          "Largest artifact document; attachments have a bound of their own.",
+        ),
         rate: optional(Type.Object(rate.properties, { ...rate, default: { per_second: 200, burst: 400 } })),
         streams_per_key: integer(
           1,
@@ -240,8 +245,21 @@ export const configFileSchema = Type.Object(
       "Event streams.",
     ),
     artifacts: section(
-      { root: laterNull(), max_bytes: later(10_737_418_240), max_age_days: laterNull(), s3: laterNull() },
-      "Not supported by this version.",
+      {
+        root: nullable(text("Path"), "Where they lie; null: artifacts in the state folder."),
+        max_bytes: integer(
+          outer.artifactRootBytesMin,
+          Number.MAX_SAFE_INTEGER,
+          limits.artifactRootBytesDefault,
+          "All of them together; the oldest that nothing refers to go first.",
+        ),
+        max_age_days: nullable(
+          Type.Integer({ minimum: 1, maximum: outer.artifactAgeDaysMax }),
+          "What nothing refers to goes after so many days; null: never for its age.",
+        ),
+        s3: laterNull(),
+      },
+      "Content-addressed documents and attachments.",
     ),
     models: section(
       {

@@ -63,6 +63,14 @@ export interface Config {
     readonly breakerWindowMs: number;
   };
   /** power: an accepted task is synced to disk before its 202 leaves; process: written, not synced. */
+  readonly artifacts: {
+    /** Absolute path. */
+    readonly root: string;
+    readonly documentBytesMax: number;
+    readonly bytesMax: number;
+    /** Null: none goes for its age. */
+    readonly maxAgeMs: number | null;
+  };
   readonly storage: { readonly durability: Durability };
   readonly shutdown: { readonly drainDeadlineMs: number };
   readonly pools: readonly PoolSpec[];
@@ -191,15 +199,23 @@ function compile(of: {
 
   warnUnpriced(file, keys, pools.pools, warnings);
 
+  const stateDirPath =
+    stateDir.value !== null
+      ? fromShell(stateDir.value)
+      : file.state_dir === null
+        ? join(xdg(input, "XDG_STATE_HOME", ".local/state"), "orchestratord")
+        : fromFile(file.state_dir);
+  const { root, max_bytes, max_age_days } = file.artifacts;
   return {
     filePath: input.filePath,
     addr: addr ?? { host: "", port: 0 },
-    stateDir:
-      stateDir.value !== null
-        ? fromShell(stateDir.value)
-        : file.state_dir === null
-          ? join(xdg(input, "XDG_STATE_HOME", ".local/state"), "orchestratord")
-          : fromFile(file.state_dir),
+    stateDir: stateDirPath,
+    artifacts: {
+      root: root === null ? join(stateDirPath, "artifacts") : fromFile(root),
+      documentBytesMax: file.limits.artifact_bytes,
+      bytesMax: max_bytes,
+      maxAgeMs: max_age_days === null ? null : max_age_days * 24 * 3600 * 1000,
+    },
     logLevel,
     auth: { mode: file.auth.mode, keys },
     ...renamed(file),

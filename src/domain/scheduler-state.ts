@@ -13,18 +13,27 @@ import type { ReplicaSlots } from "./placement.ts";
 import type { FullPolicy } from "./pool.ts";
 import { type Fairness, type QueueEntry, TaskQueue } from "./queue.ts";
 import type { Command, Lease, NewTask, StartReason } from "./scheduler-protocol.ts";
+import { type AttemptRecord, noAttempts } from "./suspects.ts";
 import { isTerminal, type TaskState, type TerminalState, transition } from "./task.ts";
 
 export interface SchedulerOptions {
   readonly attemptsMax: number;
   readonly batchMaxWaitMs: number;
   readonly fair: Fairness;
+  /** A task whose attempt was lost goes on with what it has sent; absent: it fails once it has sent something. */
+  readonly continues?: boolean;
   /** Replicas of one pool that exclusive tasks may hold or reserve at once; absent: limits.exclusiveMaxDefault. */
   readonly exclusiveMax?: number;
 }
 
 /** Its own entry in the queue: a hundred thousand of them wait in memory. */
-export interface ScheduledTask extends NewTask, QueueEntry {
+export interface ScheduledTask
+  extends Omit<NewTask, "exclusive">,
+    Omit<QueueEntry, "exclusive">,
+    AttemptRecord {
+  /** Runs alone: it asks for that (strict), or it is suspected of crashing engines (suspects.ts). */
+  exclusive: boolean;
+  readonly strict: boolean;
   resumed: boolean;
   /** When it began to wait for its session's replica, once in its life; "never": it must not. */
   heldSinceMs: number | null | "never";
@@ -35,8 +44,9 @@ export interface ScheduledTask extends NewTask, QueueEntry {
   state: TaskState;
   lease: Lease | null;
   attempts: number;
-  /** Attempts that ended without a new token: only these use up attemptsMax. */
   fruitlessAttempts: number;
+  crashesInRow: number;
+  cuts: number;
 }
 
 export interface PoolState {
@@ -142,7 +152,8 @@ export function live(
     state: "queued",
     lease: null,
     attempts: 0,
-    fruitlessAttempts: 0,
+    ...noAttempts,
+    strict: task.exclusive,
   };
 }
 

@@ -8,6 +8,7 @@
  * bounded by the configuration.
  */
 import { assert, assertNever } from "./assert.ts";
+import { limits } from "./limits.ts";
 import { forgetSession, readyReplica } from "./placement.ts";
 import type { Command, RecoveredTask, SchedulerEvent } from "./scheduler-protocol.ts";
 import { schedule } from "./scheduler-start.ts";
@@ -24,6 +25,7 @@ import {
   type SchedulerState,
   taskOf,
 } from "./scheduler-state.ts";
+import { isSpent, isSuspect, type LossCause, noteLoss } from "./suspects.ts";
 import { transition } from "./task.ts";
 
 export { admit, assess } from "./scheduler-admission.ts";
@@ -134,7 +136,8 @@ function endEarly(
       end(state, task, "canceled", "CANCELED", event.reason, commands);
       return;
     case "start_deadline_passed":
-      if (!running) end(state, task, "failed", "DEADLINE_UNMET", tooLateToStart, commands);
+      // What was cut needs less than a whole task does.
+      if (!running && task.cuts === 0) end(state, task, "failed", "DEADLINE_UNMET", tooLateToStart, commands);
       return;
     case "deadline_passed":
       if (!running) end(state, task, "failed", "DEADLINE_UNMET", waitedTooLong, commands);
@@ -206,8 +209,17 @@ function attemptLost(
   commands: Command[],
 ): void {
   const { replicaId } = lease;
-  if (outcome.tokensProduced === 0 && outcome.began) task.fruitlessAttempts++;
-  if (outcome.tokensProduced > 0 || task.fruitlessAttempts >= state.options.attemptsMax)
+  const { attemptsMax, continues = false } = state.options;
+  const rules = {
+    attemptsMax,
+    crashesShared: limits.crashesSharedMax,
+    tokensClearing: limits.suspectClearingTokens,
+  };
+  const { fruitlessAttempts, crashesInRow, cuts } = task;
+  const loss = { cause: causeOf(outcome), tokensNew: outcome.tokensProduced };
+  Object.assign(task, noteLoss({ fruitlessAttempts, crashesInRow, cuts }, loss, rules));
+  if (continues) task.exclusive = task.strict || isSuspect(task, rules);
+  if ((!continues && outcome.tokensProduced > 0) || isSpent(task, rules))
     end(state, task, "failed", outcome.code, outcome.message, commands, replicaId);
   else if (pool.unavailable !== null)
     end(state, task, "failed", "POOL_UNAVAILABLE", pool.unavailable, commands, replicaId);
@@ -218,6 +230,11 @@ function attemptLost(
     pool.queue.putBack(task);
     commands.push({ type: "requeue_task", taskId: task.taskId, message: outcome.message });
   }
+}
+
+function causeOf({ began, code }: LostOutcome): LossCause {
+  if (!began) return "not_begun";
+  return code === "DECODE_TIMEOUT" ? "watchdog" : "engine";
 }
 
 type LostOutcome = Extract<Of<"attempt_ended">["outcome"], { kind: "lost" }>;

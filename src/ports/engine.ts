@@ -24,7 +24,10 @@ export interface GenerateRequest {
 export interface GenerateSink {
   /** Prompt progress: total prompt tokens, how many came from cache, how many are done. */
   onPrompt(tokensTotal: number, tokensCached: number, tokensDone: number): void;
-  /** A piece of text, valid Unicode, never empty, and the token ids it is made of ([] when the engine did not say). */
+  /**
+   * A piece of text, valid Unicode, never empty, and the token ids it is made of: [] when the engine did not say, -1
+   * for one that it did not name.
+   */
   onToken(text: string, ids: readonly number[]): void;
 }
 
@@ -94,6 +97,8 @@ export interface EngineClient {
   warmUp(signal: AbortSignal): Promise<WarmUpSpeed>;
   /** Number of tokens of `text` with the special tokens that a prompt gets. */
   countTokens(text: string, signal: AbortSignal): Promise<number>;
+  /** Its ids. `asPrompt`: with the special tokens, as a generation reads a prompt; else the text's own. */
+  tokenize(text: string, asPrompt: boolean, signal: AbortSignal): Promise<readonly number[]>;
   applyTemplate(messages: readonly ChatMessage[], signal: AbortSignal): Promise<string>;
   /** Resolves only on the engine's own final frame; else rejects with EngineError. */
   generate(request: GenerateRequest, sink: GenerateSink, signal: AbortSignal): Promise<GenerateResult>;

@@ -6,6 +6,7 @@
  * `attemptEnded`; where the slot was not free by then, one `slotFreed` follows unless the engine is lost.
  */
 import { assert, isAssertion } from "../domain/assert.ts";
+import type { EngineBuild } from "../domain/continuation.ts";
 import type { ErrorCode } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec } from "../domain/pool.ts";
@@ -14,13 +15,15 @@ import type { AttemptOutcome, Lease } from "../domain/scheduler-protocol.ts";
 import type { TaskSpec } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
 import { type EngineClient, EngineError, type GenerateSink, isEngineError } from "../ports/engine.ts";
-import type { AttemptResult, TaskRecord } from "./task-registry.ts";
+import { generateOn } from "./continued-generation.ts";
+import { type AttemptResult, noteSent, type TaskRecord } from "./task-registry.ts";
 
 export interface Attempt {
   readonly record: TaskRecord;
   readonly lease: Lease;
   readonly pool: PoolSpec;
   readonly client: EngineClient;
+  readonly build: EngineBuild;
   readonly ctxPerSlot: number;
   readonly number: number;
 }
@@ -52,6 +55,8 @@ interface Running {
   firstTokenAtMs: number;
   lastMetricsMs: number;
   tokensAtStart: number;
+  /** When it has finished. */
+  slotFree: boolean;
   watchdog: Timer | null;
 }
 
@@ -64,6 +69,8 @@ export class AttemptRunner {
   constructor(
     private readonly clock: Clock,
     private readonly metricsEveryMs: number,
+    /** What was sent is kept, so that another attempt can go on with it. */
+    private readonly continues = false,
   ) {}
 
   get size(): number {
@@ -83,6 +90,7 @@ export class AttemptRunner {
       firstTokenAtMs: 0,
       lastMetricsMs: 0,
       tokensAtStart: attempt.record.log.tokenCount,
+      slotFree: true,
       watchdog: null,
     };
     this.running.set(leaseId, run);
@@ -111,6 +119,7 @@ export class AttemptRunner {
     try {
       result = await this.work(run, listener);
       outcome = { kind: "finished" };
+      slotFree = run.slotFree;
     } catch (error) {
       if (isAssertion(error) || !isEngineError(error)) throw error;
       outcome = this.outcomeOf(run, error);
@@ -198,20 +207,22 @@ export class AttemptRunner {
     const { attempt } = run;
     const { spec } = attempt.record;
     const prompt = await this.promptOf(run, spec);
-    const done = await attempt.client.generate(
-      {
-        prompt,
-        maxTokens: spec.maxTokens,
-        seed: spec.seed,
-        sampling: spec.sampling,
-        // strict: what a slot still holds must not change the batches that the prompt is computed in.
-        cachePrompt: spec.kvHint === "reuse" && spec.determinism !== "strict",
-        slot: attempt.lease.slot,
+    const { onPrompt, onToken } = this.sinkOf(run, listener);
+    const { done, slotFree } = await generateOn({
+      record: attempt.record,
+      client: attempt.client,
+      build: attempt.build,
+      prompt,
+      slot: attempt.lease.slot,
+      signal: run.abort.signal,
+      onPrompt,
+      onHeard: () => {
+        run.lastProgressMs = this.clock.nowMs();
       },
-      this.sinkOf(run, listener),
-      run.abort.signal,
-    );
+      emit: onToken,
+    });
     if (run.aborted) throw new EngineError("aborted", "aborted");
+    run.slotFree = slotFree;
     this.noteStarted(run, done.tokensIn, done.tokensCached);
     return { ...done, result: null };
   }
@@ -241,12 +252,12 @@ export class AttemptRunner {
     const { record } = attempt;
     const { log } = record;
     return {
-      onPrompt: (tokensTotal, tokensCached) => {
+      onPrompt: (tokensTotal: number, tokensCached: number) => {
         if (run.aborted) return;
         run.lastProgressMs = this.clock.nowMs();
         this.noteStarted(run, tokensTotal, tokensCached);
       },
-      onToken: (text) => {
+      onToken: (text, ids) => {
         if (run.aborted) return;
         const nowMs = this.clock.nowMs();
         run.lastProgressMs = nowMs;
@@ -258,6 +269,10 @@ export class AttemptRunner {
           listener.firstToken(attempt, nowMs - record.createdMs);
         }
         log.appendToken(text);
+        if (this.continues) {
+          record.firstBuild ??= attempt.build;
+          noteSent(record, { text, ids });
+        }
         record.tokensOut = log.tokenCount;
         if (nowMs - run.lastMetricsMs >= this.metricsEveryMs) {
           run.lastMetricsMs = nowMs;

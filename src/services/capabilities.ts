@@ -74,7 +74,7 @@ export interface CapabilitiesView {
 }
 
 /** What the daemon does for every engine; resuming a stream survives a reconnect, not yet a restart. */
-const commonFeatures = ["sse", "cancel", "resume_in_memory", "idempotent_submit", "seed"];
+const commonFeatures = ["sse", "cancel", "resume_in_memory", "idempotent_submit", "continuation", "seed"];
 const engineFeatures: Readonly<Record<EngineKind, readonly string[]>> = {
   llamacpp: ["grammar", "json_schema"],
   mock: [],

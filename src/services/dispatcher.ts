@@ -62,6 +62,8 @@ export interface DispatcherDeps {
   readonly attemptsMax: number;
   readonly batchMaxWaitMs: number;
   readonly fair: Fairness;
+  /** A task whose attempt was lost goes on with what it has sent; the attempt runner keeps that then. */
+  readonly continues?: boolean;
   /** A running task is cut when its deadline passes. */
   readonly cutAtDeadline: boolean;
   /** A task whose deadline is less likely than this to be met is refused. */
@@ -95,8 +97,9 @@ export class Dispatcher implements ReplicaListener {
 
   constructor(private readonly deps: DispatcherDeps) {
     const { clock, registry, sessions } = deps;
+    const { attemptsMax, batchMaxWaitMs, fair, continues = false } = deps;
     this.state = createScheduler(
-      { attemptsMax: deps.attemptsMax, batchMaxWaitMs: deps.batchMaxWaitMs, fair: deps.fair },
+      { attemptsMax, batchMaxWaitMs, fair, continues },
       deps.pools.map((p) => ({ id: p.id, capacity: p.queueCapacity, fullPolicy: p.fullPolicy })),
     );
     this.pools = new PoolRuntimes(deps.pools);
@@ -115,24 +118,19 @@ export class Dispatcher implements ReplicaListener {
       store: this.store,
       deadlines: this.deadlines,
     };
-    const { minOnTimeProbability } = deps;
+    const { control, runner, onFatal, minOnTimeProbability } = deps;
     this.acceptance = new Acceptance({ ...shared, scheduler: this.state, minOnTimeProbability });
-    const { telemetry } = this;
-    const endings = new Endings({ ...shared, telemetry });
-    this.endings = endings;
-    const { control, runner, onFatal } = deps;
+    const { telemetry, view } = this;
+    this.endings = new Endings({ ...shared, telemetry });
     const post = (item: Item): void => this.post(item);
-    this.feedback = new AttemptFeedback({ ...shared, view: this.view, control, telemetry, post, onFatal });
+    this.feedback = new AttemptFeedback({ ...shared, view, control, telemetry, post, onFatal });
     const cancel = (taskId: string): Promise<void> => this.cancel(taskId, "session");
-    this.removal = new SessionRemoval({ view: this.view, pools: this.pools, log: deps.log, cancel, post });
+    this.removal = new SessionRemoval({ ...shared, view, log: deps.log, cancel, post });
     this.effects = new Effects({
       ...shared,
-      control,
-      runner,
-      telemetry,
-      endings,
+      ...{ control, runner, telemetry, post },
+      endings: this.endings,
       feedback: this.feedback,
-      post,
       specOf: (taskId) => deps.archive.specOf(taskId),
     });
   }

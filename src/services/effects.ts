@@ -125,9 +125,10 @@ export class Effects {
     const { client, identity } = ready;
     record.engineVersion = identity.engineVersion;
     this.deps.telemetry.started(record, pool.spec.engine, command);
-    const { ctxPerSlot } = identity;
+    const { ctxPerSlot, engine, engineVersion, modelPath } = identity;
+    const build = { engine, version: engineVersion, model: modelPath ?? pool.spec.modelRef, device: null };
     runner.start(
-      { record, lease, pool: pool.spec, client, ctxPerSlot, number: command.attempt },
+      { record, lease, pool: pool.spec, client, build, ctxPerSlot, number: command.attempt },
       this.deps.feedback,
     );
   }

@@ -6,6 +6,7 @@
  * oldest ended go first; a record with an open viewer keeps its log.
  */
 import { assert } from "../domain/assert.ts";
+import type { EngineBuild, Exactness, SentPiece } from "../domain/continuation.ts";
 import type { ErrorCode } from "../domain/errors.ts";
 import type { EmbeddingResult, RerankResult } from "../domain/events.ts";
 import { limits } from "../domain/limits.ts";
@@ -49,6 +50,14 @@ export interface TaskRecord {
   kvWarmth: boolean;
   finishReason: "stop" | "length" | null;
   error: { readonly code: ErrorCode; readonly message: string } | null;
+  /** What was logged of its answer, while it lives: where another attempt goes on. */
+  sent: SentPiece[];
+  /** Of the attempt that said the first piece; null before that. */
+  firstBuild: EngineBuild | null;
+  /** What `end` may still say of it. */
+  exact: Exactness;
+  /** Attempts that went on with what others had sent. */
+  continuations: number;
   /** Bytes that its input takes of the bound on waiting ones; null: its input is on disk only. */
   inputBytes: number | null;
   /** Viewers that count for on_disconnect. */
@@ -66,6 +75,8 @@ export interface ListQuery {
   readonly limit: number;
 }
 
+/** Shared: most records have none, and many are remembered. Replaced by the first piece, never changed. */
+const noPieces: SentPiece[] = [];
 const compactAfter = 1024;
 const pruneEveryMs = 60_000;
 
@@ -140,6 +151,10 @@ export class TaskRegistry {
       kvWarmth: false,
       finishReason: null,
       error: null,
+      sent: noPieces,
+      firstBuild: null,
+      exact: "yes",
+      continuations: 0,
       inputBytes: 0,
       watchers: 0,
       watched: false,
@@ -197,6 +212,7 @@ export class TaskRegistry {
     assert(isTerminal(record.state) && record.log.sealed, "an ended task is sealed");
     this.living.delete(record);
     this.unpark(record, () => record.spec);
+    record.sent = noPieces;
     record.spec = withoutInput(record.spec);
     this.ended.push(record);
     this.endedBytes += keptBytes(record);
@@ -279,6 +295,12 @@ function inputBytesOf({ input, renderedPrompt, sampling }: TaskSpec): number {
   else if (input.kind === "messages") for (const { content } of input.messages) chars += content.length;
   else for (const text of input.inputs) chars += text.length;
   return 2 * chars;
+}
+
+/** A piece of its answer is in the log. */
+export function noteSent(record: TaskRecord, piece: SentPiece): void {
+  if (record.sent === noPieces) record.sent = [piece];
+  else record.sent.push(piece);
 }
 
 /** What is left to tell of an ended task; a repeat of it is recognised by its digest. */

@@ -38,8 +38,8 @@ export function endEvent(
       queue_ms: Math.round((startedMs ?? nowMs) - createdMs),
       finish_reason: attempt.finishReason,
       artifact_id: null,
-      continuations: 0,
-      exact: "yes",
+      continuations: record.continuations,
+      exact: record.exact,
       ...(attempt.result === null ? {} : { result: attempt.result }),
     },
   };

@@ -282,14 +282,12 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
     pool("devices: [0]"),
     pool("engine: openai"),
     pool("sampler_profile_version: v2"),
-    "artifacts: { root: /x }",
-    "artifacts: { max_bytes: 1 }",
+    "artifacts: { s3: { bucket: x } }",
     "telemetry: { otlp_endpoint: 'http://x' }",
     "models: { fetch: { enabled: true } }",
     "models: { fetch: { allow_hosts: [huggingface.co] } }",
     "models: { trust: strict }",
     "streaming: { microbatch_ms: 5 }",
-    "limits: { artifact_bytes: 1 }",
   ];
   test.each(later.map((text) => [text.replace("pools:\n  - ", "").trim(), text] as const))(
     "what comes later is not accepted as if it worked: %s",
@@ -303,8 +301,7 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
   test("its neutral defaults are", () => {
     const neutral = [
       "storage: null",
-      "limits: { artifact_bytes: 8388608 }",
-      "artifacts: { root: null, max_bytes: 10737418240, max_age_days: null, s3: null }",
+      "artifacts: { s3: null }",
       "models: { dir: /models, fetch: { enabled: false, allow_hosts: [] }, trust: permissive }",
       "telemetry: { otlp_endpoint: null }",
       "streaming: { microbatch_ms: 0 }",

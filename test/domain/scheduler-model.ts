@@ -23,6 +23,8 @@ export interface ModelTask extends NewTask, QueueEntry {
   resumed: boolean;
   overdue: boolean;
   fruitless: number;
+  /** Attempts that were lost. */
+  cuts: number;
   attempts: number;
   finishes: number;
   heldSinceMs: number | null;
@@ -161,6 +163,7 @@ export class Model {
       lease: null,
       overdue: false,
       fruitless: 0,
+      cuts: 0,
       attempts: 0,
       finishes: 0,
       heldSinceMs: null,
@@ -256,7 +259,8 @@ export class Model {
   ): Command[] {
     if (event.type === "cancel_requested")
       return [...this.aborted(task, event.reason), this.finish(task, "canceled", "CANCELED", event.reason)];
-    if (task.state === "waiting") return [this.finish(task, "failed", "DEADLINE_UNMET", null)];
+    const tooLate = event.type === "deadline_passed" || task.cuts === 0;
+    if (task.state === "waiting") return tooLate ? [this.finish(task, "failed", "DEADLINE_UNMET", null)] : [];
     if (event.type === "start_deadline_passed") return [];
     if (event.cut)
       return [...this.aborted(task, "deadline"), this.finish(task, "failed", "DEADLINE_UNMET", null)];
@@ -280,6 +284,7 @@ export class Model {
     if (outcome.kind === "finished") return [...commands, this.finish(task, "done", null, "")];
     if (outcome.kind === "failed")
       return [...commands, this.finish(task, "failed", outcome.code, outcome.message)];
+    task.cuts++;
     if (outcome.tokensProduced === 0) task.fruitless++;
     const { unavailable } = this.pool(poolId);
     if (outcome.tokensProduced > 0 || task.fruitless === attemptsMax)

@@ -57,7 +57,7 @@ describe("cut and continued on llama.cpp", () => {
     const before = request({ maxTokens: tokensMax, ...options });
     const texts = unnamedTexts(whole.pieces.slice(0, cut));
     const tokens = new Map<string, number[]>();
-    for (const text of texts) tokens.set(text, await client.tokenize(text, false, never));
+    for (const text of texts) tokens.set(text, [...(await client.tokenize(text, false, never))]);
     const sent = nameIds(whole.pieces.slice(0, cut), (text) => tokens.get(text) ?? null);
     const plan = planContinuation({
       spec: { ...before, determinism: "strict" },
@@ -125,7 +125,8 @@ describe("cut and continued on llama.cpp", () => {
     // The end of the text is a token without a piece.
     expect(result.tokensOut - ids.length).toBeLessThanOrEqual(1);
     const tokens = new Map<string, number[]>();
-    for (const text of unnamedTexts(pieces)) tokens.set(text, await client.tokenize(text, false, never));
+    for (const text of unnamedTexts(pieces))
+      tokens.set(text, [...(await client.tokenize(text, false, never))]);
     const named = nameIds(pieces, (text) => tokens.get(text) ?? null);
     expect(named.flatMap((piece) => piece.ids)).not.toContain(unnamedId);
     // The same answer once more, by those ids: all of it is prompt, and what follows is what an uncut run says.

@@ -1,6 +1,6 @@
 /**
  * Crashes on the real engine: of the engine under load, again and again; of the daemon; and an engine that lives
- * and answers nothing. What was accepted ends exactly once, what comes meanwhile waits, nothing is left behind.
+ * and answers nothing. What was accepted ends well and once, what comes meanwhile waits, nothing is left behind.
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
@@ -82,7 +82,7 @@ function nextEngine(daemon: RunningDaemon, poolId: string, before: number | null
 }
 
 describe("an engine that crashes", () => {
-  test(`kill -9 ${kills} times under ${clients} clients: each task ends once, none is refused`, async () => {
+  test(`kill -9 ${kills} times under ${clients} clients: each task ends as if nothing had been`, async () => {
     console.info(`crash: seed ${seed}`);
     const answers = await answersOfAnEngineAlone();
     const daemon = await startDaemon({
@@ -120,18 +120,18 @@ describe("an engine that crashes", () => {
     const outcomes = Map.groupBy(viewers, ({ viewer }) => viewer.outcome);
     const counts = Object.fromEntries([...outcomes].map(([outcome, of]) => [outcome, of.length]));
     console.info(`crash: ${viewers.length} tasks`, JSON.stringify(counts));
-    // A task that was cut after its first token may end with an error that says to submit it again.
-    expect(Object.keys(counts).filter((code) => !["length", "stop", "WORKER_RESET"].includes(code))).toEqual(
-      [],
-    );
+    expect(Object.keys(counts).filter((reason) => !["length", "stop"].includes(reason))).toEqual([]);
+    let continuations = 0;
     for (const { viewer, prompt } of viewers) {
       const { type, data } = viewer.terminal;
-      if (type === "end") expect(viewer.text).toBe(answers.get(prompt) ?? "no answer");
-      else {
-        expect(data.retriable).toBe(true);
-        expect(answers.get(prompt) ?? "no answer").toStartWith(viewer.text);
-      }
+      expect(type).toBe("end");
+      expect(viewer.text).toBe(answers.get(prompt) ?? "no answer");
+      // "yes" behind a cut, too: where nothing but the engine's last word was lost.
+      expect(data.continuations === 0 ? ["yes"] : ["unverified", "yes"]).toContain(String(data.exact));
+      continuations += Number(data.continuations);
     }
+    console.info(`crash: ${continuations} continuations`);
+    expect(continuations).toBeGreaterThan(0);
     const replica = await theReplica(daemon, "chat");
     expect(replica).toMatchObject({
       restarts: kills,
@@ -148,7 +148,7 @@ describe("an engine that crashes", () => {
     expect(await daemon.stop()).toBe(143);
   }, 90_000);
 
-  test("one that is alive and answers nothing is found, replaced, and the queue goes on", async () => {
+  test("one that is alive and answers nothing is found, replaced, and all goes on", async () => {
     const timeouts = { first_token_ms: 800, inter_token_ms: 400 };
     const daemon = await startDaemon({
       settings: {
@@ -160,7 +160,8 @@ describe("an engine that crashes", () => {
       },
     });
     const task = (max_tokens: number): Json => ({ prompt: "The harbour", max_tokens, sampling: greedy });
-    const running = [await submitAndWatch(daemon, task(3_000)), await submitAndWatch(daemon, task(2_900))];
+    const uncut = await (await submitAndWatch(daemon, task(1_500))).finished();
+    const running = [await submitAndWatch(daemon, task(1_500)), await submitAndWatch(daemon, task(1_400))];
     for (const viewer of running) await viewer.hasTokens(3);
     const waiting = [await submitAndWatch(daemon, task(20)), await submitAndWatch(daemon, task(20))];
     const stopped = daemon.engines();
@@ -169,15 +170,20 @@ describe("an engine that crashes", () => {
     for (const pid of stopped) process.kill(pid, "SIGSTOP");
     const embedding = await submitAndWatch(daemon, { inputs: ["The harbour"] });
 
-    for (const viewer of running) {
-      await viewer.finished();
-      expect(["DECODE_TIMEOUT", "length"]).toContain(viewer.outcome);
-      if (viewer.terminal.type === "error") expect(viewer.terminal.data.retriable).toBe(true);
-    }
-    const cutMs = performance.now() - fromMs;
-    for (const viewer of [...waiting, embedding]) await viewer.finished();
+    // What was written before the stop is here by the time that the watchdog bites.
+    await moment(timeouts.inter_token_ms);
+    for (const viewer of running) await viewer.hasTokens(viewer.tokens.length + 1);
     const goesOnMs = performance.now() - fromMs;
-    console.info(`wedged: cut after ${Math.round(cutMs)} ms, going on after ${Math.round(goesOnMs)} ms`);
+    for (const viewer of [...running, ...waiting, embedding]) await viewer.finished();
+    console.info(
+      `wedged: going on after ${Math.round(goesOnMs)} ms, all done after ${Math.round(performance.now() - fromMs)} ms`,
+    );
+    for (const viewer of running) {
+      expect(viewer.outcome).toBe("length");
+      expect(viewer.terminal.data).toMatchObject({ continuations: 1, exact: "unverified" });
+      expect(uncut.text).toStartWith(viewer.text);
+    }
+    expect(running.map(({ terminal }) => terminal.data.tokens_out)).toEqual([1_500, 1_400]);
     expect(waiting.map(({ outcome, tokens }) => [outcome, tokens.length > 0])).toEqual([
       ["length", true],
       ["length", true],

@@ -71,7 +71,7 @@ describe("an engine", () => {
     expect(first?.features).not.toContain("chat_template");
     expect(second?.features).not.toContain("json_schema");
     for (const engine of [first, second]) {
-      for (const feature of ["sse", "cancel", "resume_in_memory", "idempotent_submit"])
+      for (const feature of ["sse", "cancel", "resume_in_memory", "idempotent_submit", "continuation"])
         expect(engine?.features).toContain(feature);
       for (const later of ["sessions", "budgets", "preemption", "reload", "resume_durable"])
         expect(engine?.features).not.toContain(later);

@@ -46,12 +46,42 @@ describe("an engine that is lost", () => {
     expect(replay(record).at(-1)?.data).toMatchObject({ retriable: true, engine: "mock" });
   });
 
-  test("after tokens fails the task with WORKER_RESET: it cannot be continued yet", async () => {
+  test("after tokens costs the task nothing but time, too", async () => {
     rig = await new Rig(faulty([fault({ nth: 1, afterTokens: 3 })])).start();
+    const record = await accept({ maxTokens: 9 });
+    const next = await accept();
+    await rig.clock.advance(2000);
+    const events = replay(record).filter((e) => e.event !== "metrics");
+    expect(events.map((e) => e.event)).toEqual(["started", ...Array(9).fill("token"), "end"]);
+    expect([record.attempts, record.state, next.state]).toEqual([2, "done", "done"]);
+    expect(record.startedMs ?? 0).toBeLessThan(next.startedMs ?? 0);
+  });
+
+  test("after tokens fails the task where continuing is off", async () => {
+    rig = await new Rig({ ...faulty([fault({ nth: 1, afterTokens: 3 })]), continues: false }).start();
     const record = await accept({ maxTokens: 9 });
     await rig.clock.advance(2000);
     expect(replay(record).map((e) => e.event)).toEqual(["started", "token", "token", "token", "error"]);
     expect([record.attempts, lastOf(record)]).toEqual([1, "WORKER_RESET"]);
+  });
+
+  // ORCHD-ATT-3
+  test("twice in a row under tasks makes them run alone, and only the one that crashes it fails", async () => {
+    const faults = [1, 4, 7].map((nth) => fault({ nth }));
+    rig = await new Rig(faulty(faults, { slots: 3 })).start();
+    const submitted = [1, 2, 3, 4].map(() => rig.submit(rig.spec()));
+    await rig.clock.advance(10_000);
+    const records = (await Promise.all(submitted)).map((s) => s.record);
+    expect(records.map((r) => r.state)).toEqual(["failed", "done", "done", "done"]);
+    expect(records.map((r) => r.attempts)).toEqual([3, 3, 3, 1]);
+    const names = new Map(records.map((record, index) => [record.spec.taskId, "abcd"[index]]));
+    const told = rig.log.lines
+      .filter(({ event }) => /^task_(started|done|failed)$/.test(event))
+      .map(({ event, fields }) => `${names.get(String(fields.task_id))} ${event}`);
+    const shared = ["a", "b", "c"].map((name) => `${name} task_started`);
+    const alone = (name: string, end: string) => [`${name} task_started`, `${name} task_${end}`];
+    const afterwards = [alone("a", "failed"), ...["b", "c", "d"].map((name) => alone(name, "done"))];
+    expect(told).toEqual([...shared, ...shared, ...afterwards.flat()]);
   });
 
   test("takes all its tasks with it, and they come back in their order", async () => {
@@ -114,9 +144,9 @@ describe("the watchdog", () => {
     await rig.clock.advance(229);
     expect(record.state).toBe("running");
     await rig.clock.advance(2);
-    expect([record.state, lastOf(record)]).toEqual(["failed", "DECODE_TIMEOUT"]);
+    expect([record.attempts, record.state, next.state]).toEqual([2, "running", "queued"]);
     await rig.clock.advance(200);
-    expect(next.state).toBe("done");
+    expect([record.state, record.tokensOut, next.state]).toEqual(["done", 9, "done"]);
   });
 
   test("lets a slow engine be slow", async () => {

@@ -125,13 +125,24 @@ describe("a budget is charged", () => {
   });
 
   test("with what was produced before a failure", async () => {
+    // Strict: every replay dies where the first attempt did, and what it says again is not charged again.
+    const faults = [{ kind: "crash" as const, nth: null, afterTokens: 7, delayMs: 0 }];
+    const mock = { tokenMs: 10, prefillMsPerToken: 0, loadMs: 0, faults };
+    rig = await new Rig({ ...limited, ...pool({ mock }) }).start();
+    const record = await accept({ sessionId, maxTokens: 100, determinism: "strict" });
+    await rig.clock.advance(10_000);
+    expect([record.state, record.error?.code, record.tokensOut]).toEqual(["failed", "WORKER_RESET", 7]);
+    expect(left()).toMatchObject({ tokens: 1000 - (record.tokensIn ?? 0) - 7 });
+  });
+
+  test("once for what was said before and after a cut", async () => {
     const faults = [{ kind: "crash" as const, nth: 1, afterTokens: 7, delayMs: 0 }];
     const mock = { tokenMs: 10, prefillMsPerToken: 0, loadMs: 0, faults };
     rig = await new Rig({ ...limited, ...pool({ mock }) }).start();
-    const record = await accept({ sessionId, maxTokens: 100 });
-    await rig.clock.advance(2_000);
-    expect([record.state, record.error?.code, record.tokensOut]).toEqual(["failed", "WORKER_RESET", 7]);
-    expect(left()).toMatchObject({ tokens: 1000 - (record.tokensIn ?? 0) - 7 });
+    const record = await accept({ sessionId, maxTokens: 20 });
+    await rig.clock.advance(5_000);
+    expect([record.state, record.attempts, record.tokensOut]).toEqual(["done", 2, 20]);
+    expect(left()).toMatchObject({ tokens: 1000 - (record.tokensIn ?? 0) - 20 });
   });
 
   test("with nothing when the task could not be stored", async () => {

@@ -90,6 +90,7 @@ export interface RigOptions {
   readonly minOnTimeProbability?: number;
   readonly batchMaxWaitMs?: number;
   readonly cutAtDeadline?: boolean;
+  readonly continues?: boolean;
   readonly sessions?: Partial<SessionRules>;
   /** What an earlier rig left. */
   readonly store?: MemoryTaskStore;
@@ -144,7 +145,7 @@ export class Rig {
       restart: { backoffMs: 100, backoffMaxMs: 1000, breakerFailures: 3, breakerWindowMs: 10_000 },
     });
     this.registry = new TaskRegistry(options.retentionMs ?? 3_600_000, options.inputBytesMax);
-    this.runner = new AttemptRunner(clock, 1000);
+    this.runner = new AttemptRunner(clock, 1000, options.continues ?? true);
     this.store = options.store ?? new MemoryTaskStore();
     this.archive = new TaskArchive(this.registry, this.store);
     this.sessions = new Sessions({
@@ -165,6 +166,7 @@ export class Rig {
       store: this.store,
       sessions: this.sessions,
       fair: "fifo",
+      continues: options.continues ?? true,
       cutAtDeadline: options.cutAtDeadline ?? false,
       log,
       metrics,

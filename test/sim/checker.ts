@@ -4,7 +4,7 @@
  * on, so the rules are judged against what was so in an earlier instant.
  */
 import { type Instance, PoolRules, type PoolRulesOptions } from "./pool-rules.ts";
-import type { EngineWatcher } from "./scripted-engine.ts";
+import type { Asked, EngineWatcher } from "./scripted-engine.ts";
 import { SessionRules } from "./session-rules.ts";
 import { type EndRules, type Seen, TaskStory } from "./task-story.ts";
 
@@ -20,6 +20,7 @@ interface Generation {
   readonly instance: number;
   readonly story: TaskStory;
   spoken: number;
+  readonly position: number;
   aborted: boolean;
 }
 
@@ -27,7 +28,16 @@ export class Checker implements EngineWatcher {
   readonly violations: string[] = [];
   readonly stories = new Map<string, TaskStory>();
   private goneAtMs = 0;
-  readonly counts = { starts: 0, putBacks: 0, engines: 0, enginesLost: 0, tokens: 0, restarts: 0 };
+  readonly counts = {
+    starts: 0,
+    putBacks: 0,
+    continued: 0,
+    suspects: 0,
+    engines: 0,
+    enginesLost: 0,
+    tokens: 0,
+    restarts: 0,
+  };
   private readonly pools: Map<string, PoolRules>;
   private readonly sessions: SessionRules;
   private readonly instances = new Map<number, Instance>();
@@ -119,7 +129,8 @@ export class Checker implements EngineWatcher {
     if (story.terminal === null || story.phase === "ended") return;
     this.counts.tokens += story.tokens;
     if (story.terminal.code === "QUEUE_FULL_DROP_LRU") this.poolOf(story).judgeDrop(story, nowMs);
-    story.judgeEnd(nowMs, this.serves(story.seen.poolId), this.counts.enginesLost > 0, this.options);
+    story.judgeEnd(nowMs, this.serves(story.seen.poolId), this.options);
+    if (story.startsUnseen) this.poolOf(story).countAnew();
     story.leave("ended", nowMs);
     this.sessions.ended(story, nowMs);
   }
@@ -261,8 +272,9 @@ export class Checker implements EngineWatcher {
     pool?.lostCount();
   }
 
-  generationBegan(instanceId: number, slot: number, id: number, taskId: string): void {
+  generationBegan(instanceId: number, slot: number, id: number, asked: Asked): void {
     const nowMs = this.look();
+    const { taskId, position } = asked;
     const story = this.story(taskId);
     const instance = this.instances.get(instanceId);
     const pool = this.poolOf(story);
@@ -270,7 +282,7 @@ export class Checker implements EngineWatcher {
     if (instance === undefined) this.violation(`task ${story.nth} started on an engine that was not ready`);
     else {
       pool.judgeSlot(story, instance, slot, nowMs);
-      instance.taken.set(slot, story);
+      instance.taken.set(slot, { story, alone: story.alone });
     }
     if (this.closedAtMs < nowMs) this.violation(`task ${story.nth} started after the daemon was closed`);
     if (story.phase === "running" || story.phase === "ended")
@@ -280,18 +292,21 @@ export class Checker implements EngineWatcher {
       this.violation(`task ${story.nth} started after its deadline`);
     pool.judgeOrder(story, nowMs);
     story.leave("running", nowMs);
-    story.begin(id);
-    if (story.attempts > this.options.attemptsMax)
-      this.violation(`task ${story.nth} had ${story.attempts} attempts`);
-    this.running.set(id, { id, instance: instanceId, story, spoken: 0, aborted: false });
+    story.judgeAsked(asked);
+    if (story.reached > 0) this.counts.continued++;
+    if (story.alone && !story.seen.strict) this.counts.suspects++;
+    if (story.fruitless >= this.options.attemptsMax)
+      this.violation(`task ${story.nth} had ${story.fruitless + 1} attempts without a new word`);
+    story.begin();
+    this.running.set(id, { id, instance: instanceId, story, position, spoken: 0, aborted: false });
   }
 
-  generationSpoke(id: number): void {
+  generationSpoke(id: number, words: number): void {
     this.look();
     const generation = this.running.get(id);
     if (generation === undefined) return;
-    generation.spoken++;
-    generation.story.spoken = generation.spoken;
+    generation.spoken += words;
+    generation.story.heard(generation.position + generation.spoken);
   }
 
   generationAborted(id: number): void {
@@ -308,11 +323,11 @@ export class Checker implements EngineWatcher {
     const { story } = generation;
     story.lastEnd = how === "broken" && generation.aborted ? "aborted" : how;
     if (story.phase !== "running") return;
-    if (story.lastEnd === "finished" || story.lastEnd === "refused" || generation.spoken > 0)
-      story.leave("ending", nowMs);
+    if (story.lastEnd === "finished" || story.lastEnd === "refused") story.leave("ending", nowMs);
     else {
       this.counts.putBacks++;
       story.cutAtMs ??= nowMs;
+      story.lost();
       story.wait(nowMs);
     }
   }

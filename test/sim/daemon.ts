@@ -73,7 +73,7 @@ export class Daemon {
     const parts = options.parts ?? realParts;
     const store = parts.storeOf(options.store);
     this.registry = new TaskRegistry(options.retentionMs);
-    this.runner = new parts.AttemptRunner(clock, options.metricsEveryMs);
+    this.runner = new parts.AttemptRunner(clock, options.metricsEveryMs, true);
     this.supervisor = new Supervisor({
       clock,
       entropy: new SeededEntropy(seed + 2),
@@ -105,6 +105,7 @@ export class Daemon {
       attemptsMax: options.attemptsMax,
       batchMaxWaitMs: options.batchMaxWaitMs,
       fair: options.fair,
+      continues: true,
       cutAtDeadline: options.cutAtDeadline,
       minOnTimeProbability: options.minOnTimeProbability,
       onFatal: options.onFatal,

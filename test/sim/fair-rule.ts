@@ -36,6 +36,8 @@ export class FairRule {
 
   /** A task of this key starts; `heads`: the first of each key that certainly waits. */
   started(keyId: string, expectedMs: number, heads: Iterable<Head>): void {
+    // Its turn went to this task, maybe to one that was cut and came back before the one that was watched.
+    this.watches.delete(keyId);
     for (const head of heads) {
       if (head.keyId === keyId) continue;
       const seen = this.watchOf(head).byKey;

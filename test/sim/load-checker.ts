@@ -16,8 +16,8 @@
  */
 import type { Priority } from "../../src/domain/task.ts";
 import { FairRule, type Head } from "./fair-rule.ts";
-import { type Instance, Line, type Live, type LoadSeen, PoolSight } from "./load-sight.ts";
-import type { EngineWatcher } from "./scripted-engine.ts";
+import { type Instance, Line, type Live, type LoadSeen, PoolSight, type Taken } from "./load-sight.ts";
+import type { Asked, EngineWatcher } from "./scripted-engine.ts";
 
 export interface LoadCheckerOptions {
   readonly pools: readonly { readonly id: string; readonly capacity: number; readonly slots: number }[];
@@ -41,10 +41,7 @@ export class LoadChecker implements EngineWatcher {
   };
   private readonly pools: Map<string, PoolSight>;
   private readonly live = new Map<string, Live>();
-  private readonly running = new Map<
-    number,
-    { live: Live; instance: Instance; slot: number; spoke: boolean }
-  >();
+  private readonly running = new Map<number, { live: Live; reached: number; newWords: number }>();
   private readonly instances = new Map<number, Instance>();
   private sent = 0;
   private instantMs = 0;
@@ -84,6 +81,10 @@ export class LoadChecker implements EngineWatcher {
       waitsSinceMs: 0,
       stay: 0,
       cut: false,
+      reached: 0,
+      fruitless: 0,
+      losses: 0,
+      alone: seen.strict,
       passedSinceMs: null,
       startsBefore: 0,
       ahead: 0,
@@ -129,6 +130,8 @@ export class LoadChecker implements EngineWatcher {
     if (live.phase === "running") this.violation(`task ${live.nth} ended with ${code} while it ran`);
     if (code === "DEADLINE_UNMET" && live.seen.deadlineMs === null)
       this.violation(`task ${live.nth} has no deadline and missed it at ${nowMs}`);
+    if (code === "WORKER_RESET" && live.fruitless < attemptsMax)
+      this.violation(`task ${live.nth} was given up after ${live.fruitless} attempts without a new word`);
     if (live.phase === "waiting") this.leave(live);
     this.live.delete(taskId);
   }
@@ -139,7 +142,7 @@ export class LoadChecker implements EngineWatcher {
     this.look();
     this.counts.engines++;
     const pool = this.poolOf(poolId);
-    const instance = { pool, slots, taken: new Map<number, Live>(), gone: false };
+    const instance = { pool, slots, taken: new Map<number, Taken>(), gone: false };
     this.instances.set(id, instance);
     pool.instances.add(instance);
     pool.slots += slots;
@@ -154,13 +157,13 @@ export class LoadChecker implements EngineWatcher {
     const { pool } = instance;
     pool.instances.delete(instance);
     pool.slots -= instance.slots;
-    for (const live of instance.taken.values()) pool.busy -= weightOf(live, instance);
+    for (const { weight } of instance.taken.values()) pool.busy -= weight;
     // Starts that were decided for it may never reach it: they cannot be counted from here.
     pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
     this.instances.delete(id);
   }
 
-  generationBegan(instanceId: number, slot: number, id: number, taskId: string): void {
+  generationBegan(instanceId: number, slot: number, id: number, { taskId, position }: Asked): void {
     const nowMs = this.look();
     const live = this.of(taskId);
     const instance = this.instances.get(instanceId);
@@ -179,9 +182,11 @@ export class LoadChecker implements EngineWatcher {
     live.pool.starts++;
     if (instance !== undefined) {
       this.judgeSlot(live, instance, slot);
-      instance.taken.set(slot, live);
-      instance.pool.busy += weightOf(live, instance);
-      this.running.set(id, { live, instance, slot, spoke: false });
+      const { alone } = live;
+      const weight = alone ? instance.slots : 1;
+      instance.taken.set(slot, { live, alone, weight });
+      instance.pool.busy += weight;
+      this.running.set(id, { live, reached: position, newWords: 0 });
     }
     if (first) this.began(taskId, first);
   }
@@ -190,15 +195,20 @@ export class LoadChecker implements EngineWatcher {
     if (instance.pool !== live.pool) this.violation(`task ${live.nth} started in another pool`);
     if (slot < 0 || slot >= instance.slots) this.violation(`task ${live.nth} started in slot ${slot}`);
     if (instance.taken.has(slot)) this.violation(`task ${live.nth} started in slot ${slot}, which is busy`);
-    if (live.seen.strict && instance.taken.size > 0)
+    if (live.alone && instance.taken.size > 0)
       this.violation(`strict task ${live.nth} is not alone on its engine`);
     for (const other of instance.taken.values())
-      if (other.seen.strict) this.violation(`task ${live.nth} started beside strict task ${other.nth}`);
+      if (other.alone) this.violation(`task ${live.nth} started beside strict task ${other.live.nth}`);
   }
 
-  generationSpoke(id: number): void {
+  generationSpoke(id: number, words: number): void {
     const generation = this.running.get(id);
-    if (generation !== undefined) generation.spoke = true;
+    if (generation === undefined) return;
+    const { live } = generation;
+    generation.reached += words;
+    if (generation.reached <= live.reached) return;
+    generation.newWords += generation.reached - live.reached;
+    live.reached = generation.reached;
   }
   generationAborted(): void {
     // The end follows.
@@ -209,12 +219,15 @@ export class LoadChecker implements EngineWatcher {
     const generation = this.running.get(id);
     this.running.delete(id);
     if (generation === undefined) return;
-    const { live, spoke } = generation;
+    const { live, newWords } = generation;
     if (live.phase !== "running") return;
-    if (how !== "broken" || spoke) {
+    if (how !== "broken") {
       live.phase = "ending";
       return;
     }
+    live.fruitless = newWords > 0 ? 0 : live.fruitless + 1;
+    live.losses = newWords >= clearingWords ? 0 : live.losses + 1;
+    live.alone = live.seen.strict || live.losses >= sharedLosses;
     this.counts.putBacks++;
     live.pool.putBacks++;
     live.cut = true;
@@ -226,22 +239,24 @@ export class LoadChecker implements EngineWatcher {
   slotFreed(instanceId: number, slot: number): void {
     this.look();
     const instance = this.instances.get(instanceId);
-    const live = instance?.taken.get(slot);
-    if (instance === undefined || live === undefined) return;
+    const taken = instance?.taken.get(slot);
+    if (instance === undefined || taken === undefined) return;
     instance.taken.delete(slot);
-    instance.pool.busy -= weightOf(live, instance);
+    instance.pool.busy -= taken.weight;
   }
 
   // ---- rules ----
 
   private judgeOrder(live: Live, nowMs: number): void {
     const { pool } = live;
-    const { priority, strict } = live.seen;
-    // Its turn was when it was called up, which nobody sees.
-    if (strict) return;
+    const { priority } = live.seen;
+    // Turns were given that nobody saw.
+    if (live.alone || pool.strict > 0) pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
+    // Its turn was when it was called up.
+    if (live.alone) return;
     if (this.options.fair === "per-key") this.judgeFairness(live, nowMs);
     for (const other of this.lineOf(live).before(live.nth)) {
-      if (other === live || !certain(other, nowMs) || other.seen.strict) continue;
+      if (other === live || !certain(other, nowMs) || other.alone) continue;
       if (this.mayBePassed(other, nowMs)) continue;
       this.violation(`task ${live.nth} started before task ${other.nth} of its class`);
       break;
@@ -281,7 +296,7 @@ export class LoadChecker implements EngineWatcher {
       const [first] = line.before(Number.POSITIVE_INFINITY);
       // Strict tasks and sessions may have to wait for their engine, whoever's turn it is.
       if (first === undefined || first === live || !certain(first, nowMs)) continue;
-      if (first.seen.strict || first.seen.sessionId !== null) continue;
+      if (first.alone || first.seen.sessionId !== null) continue;
       const { keyId, expectedMs } = first.seen;
       heads.push({ keyId, expectedMs, nth: first.nth, stay: first.stay });
     }
@@ -304,7 +319,7 @@ export class LoadChecker implements EngineWatcher {
     for (const [name, line] of pool.lines) {
       if (!name.startsWith(priority)) continue;
       for (const other of line.before(Number.POSITIVE_INFINITY)) {
-        if (!certain(other, nowMs) || other.seen.strict || this.mayBePassed(other, nowMs)) continue;
+        if (!certain(other, nowMs) || other.alone || this.mayBePassed(other, nowMs)) continue;
         if (oldest === null || other.nth < oldest.nth) oldest = other;
         break;
       }
@@ -321,7 +336,7 @@ export class LoadChecker implements EngineWatcher {
   private judgeWait(live: Live): void {
     const { pool, seen } = live;
     if (this.options.fair !== "fifo" || seen.priority !== "interactive") return;
-    if (live.cut || seen.strict || seen.sessionId !== null) return;
+    if (live.cut || live.alone || seen.sessionId !== null) return;
     const watched = pool.starts - live.startsBefore;
     const bound = Math.ceil((4 * (live.ahead + 1 + pool.putBacks - live.putBacksBefore)) / 3) + 1;
     this.counts.waitedStartsMax = Math.max(this.counts.waitedStartsMax, watched);
@@ -379,7 +394,7 @@ export class LoadChecker implements EngineWatcher {
     live.stay++;
     pool.waiting[seen.priority]++;
     if (live.cut) pool.cut++;
-    if (seen.strict) pool.strict++;
+    if (live.alone) pool.strict++;
     if (seen.sessionId !== null) pool.sessions++;
   }
 
@@ -388,7 +403,7 @@ export class LoadChecker implements EngineWatcher {
     pool.waiting[seen.priority]--;
     pool.leftNow++;
     if (live.cut) pool.cut--;
-    if (seen.strict) pool.strict--;
+    if (live.alone) pool.strict--;
     if (seen.sessionId !== null) pool.sessions--;
     live.phase = "ending";
   }
@@ -417,8 +432,10 @@ export class LoadChecker implements EngineWatcher {
   }
 }
 
-/** A strict task takes its engine's other slots with it. */
-const weightOf = (live: Live, instance: Instance): number => (live.seen.strict ? instance.slots : 1);
+/** After so many losses in a row a task runs alone, unless an attempt said so many new words. */
+const sharedLosses = 2;
+const clearingWords = 32;
+const attemptsMax = 3;
 
 /** It waited before this instant, and its deadline may not have ended it in this one. */
 const certain = (other: Live, nowMs: number): boolean =>

@@ -21,6 +21,13 @@ import type { Draw } from "./workload.ts";
 const portions = 5;
 const word = "w ";
 
+/** The prompt is the task's id and the words that were sent already, which are all the same. */
+function askedOf(prompt: string): { readonly taskId: string; readonly position: number } {
+  const at = prompt.indexOf(word);
+  if (at < 0) return { taskId: prompt, position: 0 };
+  return { taskId: prompt.slice(0, at), position: (prompt.length - at) / word.length };
+}
+
 export interface LoadEngineDeps {
   readonly clock: Clock;
   readonly draw: Draw;
@@ -54,6 +61,8 @@ interface Running {
   readonly generation: number;
   readonly slot: number;
   readonly task: LoadTask;
+  /** Words that earlier attempts have said. */
+  readonly position: number;
   readonly sink: GenerateSink;
   readonly tokensCached: number;
   readonly beganMs: number;
@@ -127,7 +136,7 @@ class LoadEngine implements EngineClient {
     if (signal.aborted) return Promise.reject(new EngineError("aborted", "aborted"));
     const { by } = this;
     const { clock, draw, watcher, faults, taskOf } = by.deps;
-    const taskId = String(request.prompt);
+    const { taskId, position } = askedOf(String(request.prompt));
     const task = taskOf(taskId);
     const fault = draw.unit();
     const crash = fault < faults.crash;
@@ -137,6 +146,7 @@ class LoadEngine implements EngineClient {
       slot: request.slot,
       task,
       sink,
+      position,
       tokensCached: this.cachedOf(task, request),
       beganMs: clock.nowMs(),
       pace: draw.between(0.9, 1.1),
@@ -144,12 +154,17 @@ class LoadEngine implements EngineClient {
       crash,
       settle: Promise.withResolvers<GenerateResult>(),
       promptMs: 0,
-      said: 0,
+      said: position,
       portion: 0,
       timer: null,
       over: false,
     };
-    watcher.generationBegan(this.instance, request.slot, run.generation, taskId);
+    watcher.generationBegan(this.instance, request.slot, run.generation, {
+      taskId,
+      position,
+      upTo: position + request.maxTokens,
+      verbatim: true,
+    });
     this.running.add(run);
     if (this.gone !== null) {
       this.fail(run, this.gone);
@@ -160,7 +175,8 @@ class LoadEngine implements EngineClient {
       watcher.generationAborted(run.generation);
       this.fail(run, new EngineError("aborted", "aborted"));
     });
-    const prefillMs = ((task.tokensIn - run.tokensCached) * 1000 * run.pace) / this.speed.prefillTps;
+    const prefillMs =
+      ((task.tokensIn + position - run.tokensCached) * 1000 * run.pace) / this.speed.prefillTps;
     run.timer = clock.setTimer(prefillMs, () => this.prompted(run));
     return run.settle.promise;
   }
@@ -180,7 +196,8 @@ class LoadEngine implements EngineClient {
 
   private prompted(run: Running): void {
     run.promptMs = this.by.deps.clock.nowMs() - run.beganMs;
-    run.sink.onPrompt(run.task.tokensIn, run.tokensCached, run.task.tokensIn);
+    const tokensIn = run.task.tokensIn + run.position;
+    run.sink.onPrompt(tokensIn, run.tokensCached, tokensIn);
     this.decode(run);
   }
 
@@ -191,7 +208,8 @@ class LoadEngine implements EngineClient {
       else this.fail(run, new EngineError("connection", "load: the stream broke"));
       return;
     }
-    const upTo = Math.ceil((run.task.tokensOut * (run.portion + 1)) / portions);
+    const left = run.task.tokensOut - run.position;
+    const upTo = run.position + Math.ceil((left * (run.portion + 1)) / portions);
     const tokens = upTo - run.said;
     run.portion++;
     const { decodeTps, crowding } = this.speed;
@@ -203,7 +221,7 @@ class LoadEngine implements EngineClient {
     for (let n = 0; n < tokens && !run.over; n++) run.sink.onToken(word, []);
     if (run.over) return;
     run.said += tokens;
-    if (tokens > 0) this.by.deps.watcher.generationSpoke(run.generation);
+    if (tokens > 0) this.by.deps.watcher.generationSpoke(run.generation, tokens);
     if (run.said >= run.task.tokensOut) this.finish(run);
     else this.decode(run);
   }
@@ -213,9 +231,9 @@ class LoadEngine implements EngineClient {
     this.leave(run, "finished");
     settle.resolve({
       finishReason: run.said < task.maxTokens ? "stop" : "length",
-      tokensIn: task.tokensIn,
+      tokensIn: task.tokensIn + run.position,
       tokensCached: run.tokensCached,
-      tokensOut: run.said,
+      tokensOut: run.said - run.position,
       promptMs: run.promptMs,
       decodeMs: this.by.deps.clock.nowMs() - run.beganMs - run.promptMs,
     });
@@ -267,6 +285,9 @@ class LoadEngine implements EngineClient {
   }
   async slots(): Promise<[]> {
     return [];
+  }
+  async tokenize(): Promise<never> {
+    throw new EngineError("unsupported", "load: no tokens, its tasks are sampled");
   }
   async eraseContext(): Promise<void> {
     // Nothing is kept that could be seen.

@@ -27,6 +27,14 @@ export interface Live {
   /** Counts its stays in the queue: an entry of a line is valid for one of them. */
   stay: number;
   cut: boolean;
+  /** Words that engines have said, counted once whatever the attempts. */
+  reached: number;
+  /** Attempts in a row without a new word. */
+  fruitless: number;
+  /** Attempts in a row that were lost without much that was new. */
+  losses: number;
+  /** It is strict, or suspected of crashing engines. */
+  alone: boolean;
   passedSinceMs: number | null;
   /** Of the pool when it was accepted. */
   startsBefore: number;
@@ -34,10 +42,17 @@ export interface Live {
   putBacksBefore: number;
 }
 
+/** `weight`: the slots that it takes; one that runs alone takes its engine's others with it. */
+export interface Taken {
+  readonly live: Live;
+  readonly alone: boolean;
+  readonly weight: number;
+}
+
 export interface Instance {
   readonly pool: PoolSight;
   readonly slots: number;
-  readonly taken: Map<number, Live>;
+  readonly taken: Map<number, Taken>;
   gone: boolean;
 }
 

@@ -176,6 +176,29 @@ class WideQueueDispatcher extends Dispatcher {
   }
 }
 
+class FaintheartedDispatcher extends Dispatcher {
+  constructor(deps: DispatcherDeps) {
+    super({ ...deps, continues: false });
+  }
+}
+
+class ForgetfulRunner extends AttemptRunner {
+  constructor(...[clock, metricsEveryMs]: ConstructorParameters<typeof AttemptRunner>) {
+    super(clock, metricsEveryMs, false);
+  }
+}
+
+/** As if nothing had been said of the answer. */
+class LongWindedRunner extends AttemptRunner {
+  override start(attempt: Attempt, listener: AttemptListener): void {
+    const client = Object.create(attempt.client) as EngineClient;
+    const { maxTokens } = attempt.record.spec;
+    client.generate = (request, sink, signal) =>
+      attempt.client.generate({ ...request, maxTokens }, sink, signal);
+    super.start({ ...attempt, client }, listener);
+  }
+}
+
 class StubbornDispatcher extends Dispatcher {
   constructor(deps: DispatcherDeps) {
     super({ ...deps, attemptsMax: deps.attemptsMax + 1 });
@@ -338,6 +361,21 @@ export const mutants: readonly Mutant[] = [
     noticed: /tasks waited in/,
   },
   { what: "tries once too often", parts: { Dispatcher: StubbornDispatcher }, noticed: /had 4 attempts/ },
+  {
+    what: "gives up what was cut after its first word",
+    parts: { Dispatcher: FaintheartedDispatcher },
+    noticed: /had not broken off its last chance|had cut its last chance/,
+  },
+  {
+    what: "forgets what it has sent",
+    parts: { AttemptRunner: ForgetfulRunner },
+    noticed: /is not the word/,
+  },
+  {
+    what: "asks for the whole length behind a part",
+    parts: { AttemptRunner: LongWindedRunner },
+    noticed: /was to go on behind \d+ words up to/,
+  },
   {
     what: "goes on after it was closed",
     parts: { Dispatcher: UnclosedDispatcher },

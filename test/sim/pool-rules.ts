@@ -16,6 +16,12 @@ export interface PoolRulesOptions {
   readonly affinityWaitMs: number;
 }
 
+export interface Taken {
+  readonly story: TaskStory;
+  /** When it started. */
+  readonly alone: boolean;
+}
+
 export interface Instance {
   readonly id: number;
   readonly pool: string;
@@ -23,7 +29,7 @@ export interface Instance {
   readonly servesSinceMs: number;
   goneAtMs: number | null;
   /** Who took a slot, from the beginning of its generation until the engine freed the slot. */
-  readonly taken: Map<number, TaskStory>;
+  readonly taken: Map<number, Taken>;
 }
 
 export class PoolRules {
@@ -34,6 +40,8 @@ export class PoolRules {
   /** Starts that are not aged ones since the last aged one that overtook; Infinity: not known. */
   private startsSinceOvertaken = Number.POSITIVE_INFINITY;
   private idleSinceMs: number | null = null;
+  /** Starts of this instant before others that may have had their turn unseen. */
+  private passed: { readonly story: TaskStory; readonly passed: TaskStory; readonly sinceMs: number }[] = [];
 
   constructor(
     readonly options: PoolRulesOptions,
@@ -52,30 +60,43 @@ export class PoolRules {
     if (slot < 0 || slot >= instance.slots) this.violation(`task ${nth} started in slot ${slot}`);
     if (instance.taken.has(slot)) this.violation(`task ${nth} started in slot ${slot}, which is busy`);
     if (instance.pool !== story.seen.poolId) this.violation(`task ${nth} started in another pool`);
-    if (story.seen.strict && instance.taken.size > 0)
+    if (story.alone && instance.taken.size > 0)
       this.violation(`strict task ${nth} is not alone on its engine`);
     for (const other of instance.taken.values())
-      if (other.seen.strict && other !== story)
-        this.violation(`task ${nth} started beside strict task ${other.nth}`);
+      if (other.alone && other.story !== story)
+        this.violation(`task ${nth} started beside strict task ${other.story.nth}`);
   }
 
   /** Order among the starts of the pool. A strict task has its turn when it is called up, which nobody sees. */
   judgeOrder(story: TaskStory, nowMs: number): void {
     const waiting = [...this.live].filter((s) => s !== story && s.certainlyWaits(nowMs));
-    const strictLives = [...this.live].some((s) => s.seen.strict && s.accepted);
-    if (strictLives) this.countAnew();
-    if (story.seen.strict) return;
+    const unseenTurns = [...this.live].some((s) => (s.alone || s.startsUnseen) && s.accepted);
+    if (unseenTurns) this.countAnew();
+    if (story.alone) return;
     const passed = waiting.find(
       (s) => this.inLine(s, story) && s.nth < story.nth && !this.mayBePassed(s, nowMs),
     );
-    if (passed !== undefined)
-      this.violation(`task ${story.nth} started before task ${passed.nth} of its class`);
-    this.judgeClasses(story, waiting, nowMs);
-    if (!strictLives) this.judgeAged(story, waiting, nowMs);
+    if (passed?.startsUnseen) this.passed.push({ story, passed, sinceMs: passed.waitsSinceMs });
+    else if (passed !== undefined) this.sayPassed(story, passed);
+    const seen = waiting.filter((s) => !s.startsUnseen);
+    this.judgeClasses(story, seen, nowMs);
+    if (!unseenTurns) this.judgeAged(story, seen, nowMs);
+  }
+
+  private sayPassed(story: TaskStory, passed: TaskStory): void {
+    this.violation(`task ${story.nth} started before task ${passed.nth} of its class`);
+  }
+
+  /** At the end of an instant: who had its turn in it unseen waits no more. */
+  private judgePassed(): void {
+    for (const { story, passed, sinceMs } of this.passed)
+      if (passed.phase === "waiting" && passed.waitsSinceMs === sinceMs && passed.cancelAtMs === null)
+        this.sayPassed(story, passed);
+    this.passed = [];
   }
 
   /** Turns were given that nobody saw. */
-  private countAnew(): void {
+  countAnew(): void {
     this.startsSinceOvertaken = Number.POSITIVE_INFINITY;
     for (const story of this.live) {
       story.batchStartsWhileAged = 0;
@@ -89,7 +110,7 @@ export class PoolRules {
   }
 
   private mayBePassed(story: TaskStory, nowMs: number): boolean {
-    if (story.seen.strict) return true;
+    if (story.alone) return true;
     if (story.seen.sessionId === null) return false;
     story.passedSinceMs ??= nowMs;
     return nowMs - story.passedSinceMs <= this.options.affinityWaitMs;
@@ -175,6 +196,7 @@ export class PoolRules {
   // ---- the end of an instant ----
 
   judgeRest(nowMs: number, instantMs: number): void {
+    this.judgePassed();
     const waiting = [...this.live].filter((s) => s.accepted && s.phase === "waiting");
     const counted = waiting.filter((s) => s.cutAtMs === null).length;
     if (counted > this.options.capacity)
@@ -186,10 +208,10 @@ export class PoolRules {
 
   private judgeIdle(waiting: readonly TaskStory[], nowMs: number, instantMs: number): void {
     // One engine may be kept for a strict task until it is empty.
-    const kept = waiting.some((s) => s.seen.strict) ? 1 : 0;
-    const others = waiting.filter((s) => !s.seen.strict);
+    const kept = waiting.some((s) => s.alone) ? 1 : 0;
+    const others = waiting.filter((s) => !s.alone);
     const idle = [...this.instances].filter(
-      (i) => i.taken.size < i.slots && ![...i.taken.values()].some((s) => s.seen.strict),
+      (i) => i.taken.size < i.slots && ![...i.taken.values()].some((s) => s.alone),
     );
     const [first] = idle;
     if (first === undefined || idle.length <= kept || others.length === 0) {
@@ -206,5 +228,4 @@ export class PoolRules {
 }
 
 /** A strict task may have been called up already: whether it still stands in the line cannot be seen. */
-const isDroppable = (s: TaskStory): boolean =>
-  s.seen.priority === "batch" && s.cutAtMs === null && !s.seen.strict;
+const isDroppable = (s: TaskStory): boolean => s.seen.priority === "batch" && s.cutAtMs === null && !s.alone;

@@ -16,11 +16,35 @@ import {
 import type { Draw, FaultRates } from "./workload.ts";
 
 /** What an onlooker beside the engines writes down. */
+/** What a generation is asked for: to go on for `taskId` behind so many of its words, up to so many. */
+export interface Asked {
+  readonly taskId: string;
+  readonly position: number;
+  readonly upTo: number;
+  /** The words in the prompt are the task's own. */
+  readonly verbatim: boolean;
+}
+
+/** What an engine says for a task: a function of the task and the place, as if its sampling were repeatable. */
+export const wordOf = (taskId: string, index: number): string => `${taskId.slice(0, 8)}.${index} `;
+const taskIdLength = 36;
+
+/** The prompt is the task's id and the words that were sent already; as tokens, its UTF-16 units. */
+function askedOf({ prompt, maxTokens }: GenerateRequest): Asked {
+  const text = typeof prompt === "string" ? prompt : String.fromCharCode(...prompt);
+  const taskId = text.slice(0, taskIdLength);
+  const said = text.slice(taskIdLength);
+  const position = said.split(" ").length - 1;
+  let expected = "";
+  for (let index = 0; index < position; index++) expected += wordOf(taskId, index);
+  return { taskId, position, upTo: position + maxTokens, verbatim: said === expected };
+}
+
 export interface EngineWatcher {
   engineServes(instance: number, poolId: string, replicaId: string, slots: number): void;
   engineGone(instance: number): void;
-  generationBegan(instance: number, slot: number, generation: number, taskId: string): void;
-  generationSpoke(generation: number): void;
+  generationBegan(instance: number, slot: number, generation: number, asked: Asked): void;
+  generationSpoke(generation: number, words: number): void;
   generationAborted(generation: number): void;
   generationEnded(generation: number, how: "finished" | "refused" | "broken"): void;
   slotFreed(instance: number, slot: number): void;
@@ -40,6 +64,9 @@ const generationFaults = [
   "wedge",
 ] as const;
 type GenerationFault = (typeof generationFaults)[number];
+const noFault = { fault: null, atOnce: false } as const;
+/** Of the faults of generations. */
+const poisonShare = 0.25;
 
 /** After this an engine that does not free a slot is called wedged. */
 const slotConfirmMs = 900;
@@ -48,10 +75,11 @@ export class ScriptedAdapter implements EngineAdapter {
   readonly kind = "mock";
   private instances = 0;
   private readonly alive = new Set<ScriptedEngine>();
-  /** Counts over all engines; a token's text begins with it. */
+  /** Counts over all engines. */
   generations = 0;
   /** From then on engines behave; what has gone wrong already stays wrong. */
   calm = false;
+  private readonly poisons = new Map<string, GenerationFault>();
 
   constructor(
     readonly clock: Clock,
@@ -86,9 +114,16 @@ export class ScriptedAdapter implements EngineAdapter {
     return faulty && !this.calm ? this.draw.of(startFaults) : null;
   }
 
-  generationFault(): GenerationFault | null {
+  /** Some tasks are poisonous: what went wrong with one goes wrong again, before its first word. */
+  generationFault(taskId: string): { readonly fault: GenerationFault | null; readonly atOnce: boolean } {
     const faulty = this.draw.chance(this.faults.generation);
-    return faulty && !this.calm ? this.draw.of(generationFaults) : null;
+    if (this.calm) return noFault;
+    const again = this.poisons.get(taskId);
+    if (again !== undefined) return { fault: again, atOnce: true };
+    if (!faulty) return noFault;
+    const fault = this.draw.of(generationFaults);
+    if (this.draw.chance(poisonShare)) this.poisons.set(taskId, fault);
+    return { fault, atOnce: false };
   }
 }
 
@@ -96,6 +131,7 @@ export class ScriptedAdapter implements EngineAdapter {
 interface Occupied {
   readonly generation: number;
   readonly fault: GenerationFault | null;
+  readonly strikeAt: number;
   fail: ((error: EngineError) => void) | null;
   timer: Timer | null;
 }
@@ -162,19 +198,20 @@ class ScriptedEngine implements EngineClient {
     const { slot } = request;
     // Canceled in the turn that started it: a client sends no request then.
     if (signal.aborted) throw new EngineError("aborted", "aborted");
-    const taskId = String(request.prompt);
+    const asked = askedOf(request);
     const generation = ++by.generations;
-    by.watcher.generationBegan(instance, slot, generation, taskId);
+    by.watcher.generationBegan(instance, slot, generation, asked);
     const refuse = (error: EngineError, how: "refused" | "broken"): never => {
       by.watcher.generationEnded(generation, how);
       by.watcher.slotFreed(instance, slot);
       throw error;
     };
     if (this.gone !== null) refuse(this.gone, "broken");
-    const fault = by.generationFault();
+    const { fault, atOnce } = by.generationFault(asked.taskId);
+    const strikeAt = by.draw.chance(0.5) || atOnce ? 0 : by.draw.int(0, request.maxTokens);
     if (fault === "refuse") refuse(new EngineError("rejected", "scripted: a bad request"), "refused");
     if (fault === "busy") refuse(new EngineError("unavailable", "scripted: no slot"), "broken");
-    const occupied: Occupied = { generation, fault, fail: null, timer: null };
+    const occupied: Occupied = { generation, fault, strikeAt, fail: null, timer: null };
     this.slotsTaken.set(slot, occupied);
     const { promise, resolve, reject } = Promise.withResolvers<GenerateResult>();
     const onAbort = () => {
@@ -190,7 +227,7 @@ class ScriptedEngine implements EngineClient {
       this.releaseLater(slot, occupied);
       reject(error);
     };
-    this.speak(request, sink, occupied, (result) => {
+    this.speak(request, asked, sink, occupied, (result) => {
       occupied.fail = null;
       signal.removeEventListener("abort", onAbort);
       by.watcher.generationEnded(generation, "finished");
@@ -236,6 +273,9 @@ class ScriptedEngine implements EngineClient {
   async slots(): Promise<[]> {
     return [];
   }
+  async tokenize(text: string): Promise<number[]> {
+    return Array.from(text, (unit) => unit.charCodeAt(0));
+  }
   async eraseContext(): Promise<void> {
     // Nothing is kept that could be seen.
   }
@@ -279,29 +319,31 @@ class ScriptedEngine implements EngineClient {
   /** Prompt, then token after token; a fault strikes before one of them. */
   private speak(
     request: GenerateRequest,
+    { taskId, position }: Asked,
     sink: GenerateSink,
     occupied: Occupied,
     finish: (result: GenerateResult) => void,
   ): void {
     const { draw, clock, watcher } = this.by;
-    const { generation, fault } = occupied;
-    const strikeAt = draw.chance(0.5) ? 0 : draw.int(0, request.maxTokens);
+    const { generation, fault, strikeAt } = occupied;
     const tokenMs = draw.between(0.5, 18);
     const beganMs = clock.nowMs();
     let said = 0;
     const next = () => {
       if (occupied.fail === null) return;
       if (said >= strikeAt && this.strike(fault, occupied)) return;
-      if (said === 0) sink.onPrompt(5, 0, 5);
-      watcher.generationSpoke(generation);
-      sink.onToken(`${generation}.${said} `, []);
+      if (said === 0) sink.onPrompt(5 + position, 0, 5 + position);
+      watcher.generationSpoke(generation, 1);
+      sink.onToken(wordOf(taskId, position + said), []);
       said++;
       if (occupied.fail === null) return;
       if (said < request.maxTokens) occupied.timer = this.after(tokenMs, next);
+      // All is said, and the last word, that it is over, is lost.
+      else if (said === strikeAt && this.strike(fault, occupied)) return;
       else
         finish({
           finishReason: "length",
-          tokensIn: 5,
+          tokensIn: 5 + position,
           tokensCached: 0,
           tokensOut: said,
           promptMs: 1,

@@ -1,3 +1,5 @@
+import { type Asked, wordOf } from "./scripted-engine.ts";
+
 /**
  * What the onlooker knows of one task: where it is by what engines do, and what its log says, frame by frame.
  * The rules about a single task's stream are here; those about many tasks in checker.ts.
@@ -21,6 +23,7 @@ export interface Seen {
   readonly tokensIn: number;
   readonly priority: "interactive" | "batch";
   readonly tokens: number;
+  readonly greedy: boolean;
   readonly deadlineMs: number | null;
   readonly onDisconnect: "cancel" | "continue";
   /** Order of sending. */
@@ -33,6 +36,10 @@ export interface Seen {
  * a slow one takes for so many tokens.
  */
 const earlyMs = (tokens: number): number => 15 + 18 * tokens;
+
+/** After so many losses in a row a task runs alone, unless an attempt said so many new words. */
+const sharedLosses = 2;
+const clearingWords = 32;
 
 export class TaskStory {
   accepted = false;
@@ -56,9 +63,14 @@ export class TaskStory {
   /** It ended while the daemon was away: its last frame was seen by nobody. */
   unheard = false;
   attempts = 0;
+  /** Words that engines have said, counted once whatever the attempts. */
+  reached = 0;
+  /** Attempts in a row without a new word. */
+  fruitless = 0;
+  /** Attempts in a row that were lost without much that was new. */
+  private losses = 0;
   /** Of the last attempt. */
-  generation = 0;
-  spoken = 0;
+  private newWords = 0;
   lastEnd: "finished" | "refused" | "broken" | "aborted" | null = null;
   batchStartsWhileAged = 0;
   interactiveStartsWhileAged = 0;
@@ -91,11 +103,44 @@ export class TaskStory {
     this.leftQueueAtMs ??= nowMs;
   }
 
-  begin(generation: number): void {
+  begin(): void {
     this.attempts++;
-    this.generation = generation;
-    this.spoken = 0;
+    this.newWords = 0;
     this.lastEnd = null;
+  }
+
+  /** An engine has said that many of its words. */
+  heard(words: number): void {
+    if (words <= this.reached) return;
+    this.newWords += words - this.reached;
+    this.reached = words;
+  }
+
+  /** Its attempt was cut, and it is to go on. */
+  lost(): void {
+    this.fruitless = this.newWords > 0 ? 0 : this.fruitless + 1;
+    this.losses = this.newWords >= clearingWords ? 0 : this.losses + 1;
+  }
+
+  /** Because it asked for that, or because engines were lost under it time and again. */
+  get alone(): boolean {
+    return this.seen.strict || this.losses >= sharedLosses;
+  }
+
+  /**
+   * Its turn is not seen in the order of turns: where all was said no engine is asked again, and a greedy one's prompt
+   * is made into tokens first.
+   */
+  get startsUnseen(): boolean {
+    return this.reached > 0 && (this.seen.greedy || this.reached === this.seen.tokens);
+  }
+
+  /** It goes on with its own words, from the first one or behind the last one. */
+  judgeAsked({ position, upTo, verbatim }: Asked): void {
+    const at = `task ${this.nth} was to go on behind ${position} words`;
+    if (!verbatim) this.violation(`${at} that are not its own`);
+    if (position > this.reached) this.violation(`${at} of the ${this.reached} that were said`);
+    if (upTo !== this.seen.tokens) this.violation(`${at} up to ${upTo} of ${this.seen.tokens}`);
   }
 
   /** It waited before this instant, and nothing that may end it has happened. */
@@ -115,11 +160,14 @@ export class TaskStory {
     this.wait(nowMs);
     this.accepted = true;
     this.cutAtMs ??= nowMs;
+    this.passedSinceMs = null;
     this.viewers = 0;
     this.lastLeftAtMs = null;
     this.attempts = 0;
-    this.generation = 0;
-    this.spoken = 0;
+    this.reached = 0;
+    this.fruitless = 0;
+    this.losses = 0;
+    this.newWords = 0;
     this.lastEnd = null;
     this.text = "";
     this.frames = 0;
@@ -143,16 +191,14 @@ export class TaskStory {
     switch (event) {
       case "started":
         if (this.started || this.tokens > 0) this.violation(`${at}: started again`);
-        if (this.phase !== "running" && this.phase !== "ending")
-          this.violation(`${at}: started while no engine works for it`);
+        if (this.attempts === 0) this.violation(`${at}: started before an engine worked for it`);
         this.started = true;
         break;
       case "token":
         if (!this.started) this.violation(`${at}: a token before started`);
         if (data.i !== this.tokens) this.violation(`${at}: i is ${data.i} and not ${this.tokens}`);
-        // The scripted engine's words say which generation spoke them, and as which of its tokens.
-        if (data.t !== `${this.generation}.${this.tokens} `)
-          this.violation(`${at}: ${data.t} is not the word that generation ${this.generation} said`);
+        if (data.t !== wordOf(this.seen.taskId, this.tokens))
+          this.violation(`${at}: ${data.t} is not the word that comes there`);
         this.tokens++;
         break;
       case "metrics":
@@ -188,7 +234,7 @@ export class TaskStory {
   }
 
   /** Was this a reason to end the task so? */
-  judgeEnd(nowMs: number, engineServes: boolean, enginesLost: boolean, rules: EndRules): void {
+  judgeEnd(nowMs: number, engineServes: boolean, rules: EndRules): void {
     const { terminal, lastEnd } = this;
     if (terminal === null) return;
     const { code } = terminal;
@@ -196,14 +242,14 @@ export class TaskStory {
       if (!holds) this.violation(`task ${this.nth} ended with ${code || "end"}, but ${otherwise}`);
     };
     if (terminal.event === "end") {
-      why(lastEnd === "finished", "its engine had not finished");
+      // Where all was said, only the engine's last word may have been lost.
+      why(lastEnd === "finished" || this.reached === this.seen.tokens, "its engine had not finished");
       why(this.tokens === this.seen.tokens, `${this.tokens} of ${this.seen.tokens} tokens had come`);
       return;
     }
     why(lastEnd !== "finished" || this.cancelAtMs !== null || rules.cutAtDeadline, "its engine had finished");
     const { deadlineMs, atMs } = this.seen;
-    // Starts on an engine that was lost meanwhile are attempts too, and cannot be seen from here.
-    const lastChance = this.spoken > 0 || this.attempts === rules.attemptsMax || enginesLost;
+    const lastChance = this.fruitless >= rules.attemptsMax;
     switch (code) {
       case "CANCELED":
         why(this.cancelAtMs !== null, "nobody had asked for it");
@@ -214,7 +260,7 @@ export class TaskStory {
           `its deadline was ${Math.round(atMs + (deadlineMs ?? 0) - nowMs)} ms away`,
         );
         if (rules.cutAtDeadline && nowMs >= atMs + (deadlineMs ?? 0) - 0.001) break;
-        why(this.phase !== "running" && this.spoken === 0, "it ran");
+        why(this.phase !== "running", "it ran");
         break;
       case "QUEUE_FULL_DROP_LRU":
         why(this.phase === "waiting", "it did not wait");
@@ -229,10 +275,7 @@ export class TaskStory {
         why(lastEnd === "aborted" && lastChance, "no watchdog had cut its last chance");
         break;
       case "WORKER_RESET":
-        why(
-          (lastEnd === "broken" || this.spoken === 0) && lastChance,
-          "its engine had not broken off its last chance",
-        );
+        why(lastChance, "its engine had not broken off its last chance");
         break;
       default:
         why(false, "no such code belongs here");

@@ -40,6 +40,8 @@ export interface TaskPlan {
   readonly priority: Priority;
   readonly tokensIn: number;
   readonly tokens: number;
+  /** Temperature 0. Such a one says a short answer again and goes on behind it. */
+  readonly greedy: boolean;
   readonly deadlineMs: number | null;
   readonly onDisconnect: "cancel" | "continue";
   /** Milliseconds after it was sent. */
@@ -219,14 +221,16 @@ class Clients {
 function drawTask(draw: Draw, clients: Clients, atMs: number, poolId: string, priority: Priority): TaskPlan {
   const watched = draw.chance(0.35);
   const tokens = draw.int(1, 12);
+  const taskId = draw.entropy.uuid();
   return {
     ...clients.next(),
-    taskId: draw.entropy.uuid(),
+    taskId,
     atMs,
     poolId,
     priority,
     tokensIn: promptTokens,
     tokens,
+    greedy: taskId < "8",
     deadlineMs: draw.chance(0.1) ? draw.int(20, 1500) : null,
     onDisconnect: draw.chance(0.3) ? "continue" : "cancel",
     cancelMs: draw.chance(0.12) ? drawCancelMs(draw) : null,

@@ -41,6 +41,9 @@ export interface SimulationResult {
   readonly starts: number;
   readonly agedStarts: number;
   readonly putBacks: number;
+  /** Starts of tasks that had said something, and of those that were suspected. */
+  readonly continued: number;
+  readonly suspects: number;
   readonly engines: number;
   readonly enginesLost: number;
   readonly restarts: number;
@@ -369,7 +372,7 @@ const taskSpecOf = (plan: TaskPlan): TaskSpec => ({
   seed: 1,
   determinism: plan.strict ? "strict" : "best_effort",
   samplerProfileVersion: "v1",
-  sampling: profile,
+  sampling: plan.greedy ? { ...profile, temperature: 0 } : profile,
   maxTokens: plan.tokens,
   ctx: 4096,
   deadlineMs: plan.deadlineMs,

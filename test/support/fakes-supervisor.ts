@@ -148,6 +148,9 @@ export class FakeClient implements EngineClient {
     if (warmUp === "fails") return Promise.reject(new EngineError("protocol", "an empty answer"));
     return Promise.resolve(speed);
   }
+  async tokenize(): Promise<number[]> {
+    return [];
+  }
   async eraseContext(): Promise<void> {
     // Holds nothing.
   }

@@ -78,10 +78,10 @@ export const EndEventData = strict(
     queue_ms: milliseconds("From acceptance to the start."),
     finish_reason: oneOf(["stop", "length"]),
     artifact_id: nullable(Type.String()),
-    continuations: count("How often the task was cut and went on."),
+    continuations: count("How often the task was cut and went on where it stopped."),
     exact: oneOf(["yes", "unverified", "no"], {
       description:
-        "Whether the output equals that of an uncut run: yes (never cut, or a replay that matched), unverified, no.",
+        "Whether the output equals that of an uncut run: yes (never cut, or a replay that matched), unverified (greedy decoding went on behind what was sent), no (sampled, or a replay that differed).",
     }),
     result: Type.Optional(
       Type.Union(
