@@ -109,16 +109,20 @@ export class PoolRules {
     return this.options.fair === "fifo" || a.seen.keyId === b.seen.keyId;
   }
 
-  private mayBePassed(story: TaskStory, nowMs: number): boolean {
+  /** `marks`: it is passed now, for which only its session can be the reason. */
+  private mayBePassed(story: TaskStory, nowMs: number, marks = true): boolean {
     if (story.alone) return true;
     if (story.seen.sessionId === null) return false;
-    story.passedSinceMs ??= nowMs;
-    return nowMs - story.passedSinceMs <= this.options.affinityWaitMs;
+    if (marks) story.passedSinceMs ??= nowMs;
+    return nowMs - (story.passedSinceMs ?? nowMs) <= this.options.affinityWaitMs;
   }
 
   private judgeClasses(story: TaskStory, waiting: readonly TaskStory[], nowMs: number): void {
     const { batchMaxWaitMs, fair } = this.options;
-    const interactive = waiting.find((s) => s.seen.priority === "interactive" && !this.mayBePassed(s, nowMs));
+    // Not marked: an aged batch task passes everybody.
+    const interactive = waiting.find(
+      (s) => s.seen.priority === "interactive" && !this.mayBePassed(s, nowMs, false),
+    );
     if (story.seen.priority !== "batch" || interactive === undefined) {
       this.startsSinceOvertaken++;
       return;
