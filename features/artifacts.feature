@@ -44,12 +44,14 @@ Feature: Artifacts are kept under the digest of what they say
     When alice reads the artifact
     Then the answer is 404 NOT_FOUND
 
-  @ORCHD-ART-2
+  @ORCHD-ART-2 @ORCHD-OBS-1
   Scenario: Bytes go in on their own and are referred to by their digest
     When alice sends the attachment "any bytes at all"
     Then the answer is 201
     And the answer says:
       | size_bytes | 16 |
+    And the metrics are:
+      | artifact_store_bytes | 16 |
     When alice stores an artifact with the attachment
     Then the answer is 201
     When alice reads the attachment

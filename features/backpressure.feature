@@ -175,6 +175,8 @@ Feature: A bounded queue pushes back and keeps its order
     And the answer says:
       | policy_label | rate |
     And Retry-After is in whole seconds, rounded up, and X-Backoff-Ms says the same
+    And the metrics are:
+      | admission_backpressure_events_total{engine="none",policy="rate"} | 1 |
     When alice asks for "/v1/pools"
     Then the answer is 200
 

@@ -21,6 +21,8 @@ Feature: What can be asked for is told from what runs now
       | pools.0.id                    | words                      |
       | pools.0.ready                 | true                       |
       | pools.0.slots_total           | 3                          |
+      | pools.0.engine_versions       | ["mock-1"]                 |
+      | pools.0.max_tokens_out        | 511                        |
       | pools.0.workloads             | ["completion"]             |
       | pools.1.id                    | vectors                    |
       | pools.1.ctx                   | 128                        |
@@ -33,6 +35,40 @@ Feature: What can be asked for is told from what runs now
     Given a pool "words" with 1 slot
     When alice asks for "/v1/capabilities"
     Then the answer names the contract's version
+
+  @ORCHD-CAP-3
+  Scenario: Who has the answer is not sent it again until it changes
+    Given a pool "lazy" with 1 slot
+    And its model is loaded at first use
+    When alice asks for "/v1/capabilities"
+    And alice asks for "/v1/capabilities" again, with the ETag that came
+    Then the answer is 304
+    When alice submits "first":
+      | prompt     | Once upon a time |
+      | max_tokens | 1                |
+    And "first" is done
+    And alice asks for "/v1/capabilities"
+    And alice asks for "/v1/capabilities" again, with the ETag that came
+    Then the answer is 304
+
+  @ORCHD-CAP-1 @ORCHD-CAP-3
+  Scenario: An answer that has changed has another ETag, and features are told for each pool
+    Given a pool "lazy" with 1 slot
+    And its model is loaded at first use
+    And a pool "vectors" with 1 slot
+    And it offers embedding
+    And the pool "vectors" is ready
+    When alice asks for "/v1/capabilities"
+    Then the answer says:
+      | pools.1.features | ["sse","cancel","resume","idempotent_submit","dry_run","sessions","budgets"] |
+    When alice submits "first" to pool "lazy":
+      | prompt     | Once upon a time |
+      | max_tokens | 1                |
+    And "first" is done
+    And alice asks for "/v1/capabilities" with the ETag of before
+    Then the answer is 200
+    And the answer says:
+      | pools.0.state | ready |
 
   @ORCHD-CAP-1
   Scenario: What is not loaded yet is not made up, and looking loads nothing

@@ -92,11 +92,11 @@ Feature: Work is accepted with a promise and comes back token by token
     Given its tokens take 5 ms
     When alice submits and streams "story":
       | prompt     | Once upon a time |
-      | max_tokens | 20               |
+      | max_tokens | 200              |
     And "story" has received 4 tokens
     And the viewer "story" leaves
     And alice watches "story" as "returned" from where "story" stopped
-    Then "story" and then "returned" are one whole stream of 20 tokens
+    Then "story" and then "returned" are one whole stream of 200 tokens
 
   @ORCHD-STREAM-2
   Scenario Outline: A replay begins after the event that is named, <how>

@@ -129,3 +129,28 @@ Feature: What happens can be counted and read afterwards
     And the line task_failed of "failed" says:
       | level | warn         |
       | code  | WORKER_RESET |
+
+  @ORCHD-OBS-4 @ORCHD-HTTP-1
+  Scenario: Each request that is refused is one line of the log, without the words of its answer
+    Given bob may send 0.01 requests a second and 1 at once
+    And the daemon's log is kept
+    When alice submits "wrong" with the header "X-Correlation-Id" "asked-400":
+      | prompt         | Once upon a time |
+      | a_word_of_mine | 7                |
+    Then the answer is 400 INVALID_PARAMS
+    And the message tells "a_word_of_mine"
+    When a stranger asks for "/v1/pools" with the header "X-Correlation-Id" "asked-401"
+    Then the answer is 401 UNAUTHORIZED
+    When alice asks for "/v1/nothing" with the header "X-Correlation-Id" "asked-404"
+    Then the answer is 404 NOT_FOUND
+    When bob asks for "/v1/pools"
+    And bob asks for "/v1/pools" with the header "X-Correlation-Id" "asked-429"
+    Then the answer is 429 RATE_LIMITED
+    And each of these refused requests is one line of the log:
+      | correlation_id | level | status | code           | key_id | method | path        |
+      | asked-400      | info  | 400    | INVALID_PARAMS | alice  | POST   | /v1/tasks   |
+      | asked-401      | info  | 401    | UNAUTHORIZED   | null   | GET    | /v1/pools   |
+      | asked-404      | info  | 404    | NOT_FOUND      | alice  | GET    | /v1/nothing |
+      | asked-429      | info  | 429    | RATE_LIMITED   | bob    | GET    | /v1/pools   |
+    And the log does not contain:
+      | a_word_of_mine |

@@ -71,6 +71,9 @@ Feature: The client may say where its task runs
       | retriable               | true    |
       | details.pools.0.pool_id | first   |
       | details.pools.0.reason  | avoided |
+    And the metrics are:
+      | placement_decisions_total{outcome="refused",pinned="false"} | 1 |
+      | placement_decisions_total{outcome="placed",pinned="false"}  | 1 |
     When alice submits "three":
       | prompt     | Once upon a time                                                          |
       | max_tokens | 2                                                                         |

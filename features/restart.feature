@@ -64,6 +64,26 @@ Feature: What was accepted outlives the daemon
     When alice watches "waiting" as "replay"
     Then the stream "replay" ends with end
 
+  @ORCHD-DUR-4 @ORCHD-ATT-2
+  Scenario: kill -9 in the middle of a stream: its frames are the same, and it goes on behind them
+    Given the daemon runs as a process of its own
+    And the pool "words" is ready
+    When alice submits and streams "story":
+      | prompt      | Once upon a time |
+      | max_tokens  | 60               |
+      | sampling    | {"temperature":0} |
+    And "story" has received 20 tokens
+    And the daemon is killed
+    And the daemon starts again
+    And alice watches "story" as "rest" from where "story" stopped
+    Then "story" and then "rest" are one whole stream of 60 tokens
+    When alice watches "story" as "replay"
+    Then the stream "replay" ends with end
+    And the end event of "replay" says:
+      | tokens_out    | 60         |
+      | continuations | 1          |
+      | exact         | unverified |
+
   @ORCHD-DUR-2 @ORCHD-SESS-1 @ORCHD-BUDG-2
   Scenario: Sessions and budgets go on
     Given bob may spend 200 tokens in 2678400000 ms

@@ -21,6 +21,7 @@ Feature: Only who has a key may ask, and sees only what is theirs
       | GET    | /v1/capabilities                                      |
       | GET    | /v1/pools                                             |
       | GET    | /v1/pools/words/health                                |
+      | GET    | /v1/pools/words/logs                                  |
       | GET    | /v1/nothing                                           |
 
   @ORCHD-AUTH-1

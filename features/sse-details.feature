@@ -35,6 +35,23 @@ Feature: The stream is a well-behaved event stream
     Then the stream "story" ends with end
     And the stream "story" has metrics between its tokens
 
+  @ORCHD-STREAM-8
+  Scenario: With micro-batching tokens come in blocks, and a cancel does not wait
+    Given its tokens take 10 ms
+    And the setting "streaming.microbatch_ms" is 250
+    When alice submits and streams "story":
+      | prompt     | Once upon a time |
+      | max_tokens | 100              |
+    Then the stream "story" ends with end
+    And the stream "story" has 100 tokens
+    And "story" came in fewer than 30 pieces
+    When alice submits and streams "other":
+      | prompt     | Once upon a time |
+      | max_tokens | 3000             |
+    And "other" has received 1 token
+    And alice cancels "other"
+    Then the stream "other" ends with error CANCELED
+
   @ORCHD-STREAM-6
   Scenario Outline: A character is never split: <how>
     Given its engine tears characters apart after 0 tokens in every generation

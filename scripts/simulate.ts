@@ -4,9 +4,11 @@
  *
  * bun scripts/simulate.ts --seed N --tasks N [--seeds N] [--jobs N] [--plain]        hostile clients and engines
  * bun scripts/simulate.ts --family poisson|agents|heavy-tail|diurnal --seed N --tasks N
- *                         [--fair per-key] [--full-policy P] [--json]               a load, measured
+ *                         [--fair per-key] [--full-policy P] [--preempt MS] [--json]
+ *                         a load, measured; MS: preempt.max_wait_ms of all pools
  */
 import { parseArgs } from "node:util";
+import { limits } from "../src/domain/limits.ts";
 import { type FullPolicy, fullPolicies } from "../src/domain/pool.ts";
 import { realParts } from "../test/sim/daemon.ts";
 import { families } from "../test/sim/families.ts";
@@ -24,6 +26,7 @@ const { values } = parseArgs({
     fair: { type: "string", default: "fifo" },
     "full-policy": { type: "string", default: "reject" },
     json: { type: "boolean", default: false },
+    preempt: { type: "string" },
     plain: { type: "boolean", default: false },
     quiet: { type: "boolean", default: false },
   },
@@ -34,7 +37,7 @@ function usage(message: string): never {
   process.exit(2);
 }
 
-function count(name: "seed" | "tasks" | "seeds" | "jobs"): number {
+function count(name: "seed" | "tasks" | "seeds" | "jobs" | "preempt"): number {
   const value = Number(values[name]);
   if (Number.isSafeInteger(value) && value >= 0) return value;
   return usage(`--${name} must be a whole number, not "${values[name]}"`);
@@ -45,6 +48,12 @@ function oneOf<T extends string>(name: "family" | "fair" | "full-policy", known:
   return value ?? usage(`--${name} must be one of ${known.join(", ")}, not "${values[name]}"`);
 }
 
+/** The defaults of `pools[].preempt`. */
+const preemption = {
+  maxCuts: limits.preemptCutsDefault,
+  minGainMs: limits.preemptGainMsDefault,
+};
+
 /** One long run of a family, and how it was. */
 async function measure(): Promise<number> {
   const options = {
@@ -53,6 +62,7 @@ async function measure(): Promise<number> {
     tasks: count("tasks"),
     fair: oneOf("fair", ["fifo", "per-key"] as const),
     fullPolicy: oneOf<FullPolicy>("full-policy", fullPolicies),
+    preempt: values.preempt === undefined ? null : { ...preemption, maxWaitMs: count("preempt") },
   };
   if (!values.json) console.log(`family ${options.family}, seed ${options.seed}, ${options.tasks} tasks`);
   const beganNs = Bun.nanoseconds();
@@ -70,7 +80,7 @@ async function measure(): Promise<number> {
 }
 
 const header =
-  "      seed  tasks   end error refused starts again aged engines lost tokens virtual-s real-ms broken";
+  "      seed  tasks   end error refused starts again  cut aged engines lost tokens virtual-s real-ms broken";
 
 /** One seed after the other. */
 async function check(first: number, seeds: number, tasks: number): Promise<number> {
@@ -88,6 +98,7 @@ async function check(first: number, seeds: number, tasks: number): Promise<numbe
       [run.refused, 7],
       [run.starts, 6],
       [run.putBacks, 5],
+      [run.preempted, 4],
       [run.agedStarts, 4],
       [run.engines, 7],
       [run.enginesLost, 4],

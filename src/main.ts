@@ -28,6 +28,14 @@ async function main(argv: readonly string[]): Promise<number> {
       const { checkConfig } = await import("./cli/check-config.ts");
       return checkConfig(parsed.flags, (await import("./app/bootstrap.ts")).composition);
     }
+    case "replay": {
+      const { replay } = await import("./cli/replay.ts");
+      return replay(parsed.replay, parsed.flags, (await import("./app/bootstrap.ts")).composition);
+    }
+    case "fetch": {
+      const { fetchModel } = await import("./cli/fetch.ts");
+      return fetchModel(parsed.fetch, parsed.flags, (await import("./app/bootstrap.ts")).composition);
+    }
     case "serve": {
       const { serve } = await import("./cli/serve.ts");
       return serve(parsed.flags, (await import("./app/bootstrap.ts")).composition);

@@ -38,6 +38,13 @@ step<[number]>("it may be silent for {int} ms", (world, ms) => {
   world.pool().timeouts = { first_token_ms: ms, inter_token_ms: ms };
 });
 
+step<[number]>("it cuts batch tasks for interactive ones that have waited {int} ms", (world, ms) => {
+  world.pool().preempt = { max_wait_ms: ms, max_cuts: 1, min_gain_ms: 10 };
+});
+step<[number]>("its tasks may run {int} ms", (world, ms) => {
+  world.pool().timeouts = { task_ms: ms };
+});
+
 const faultKind: Readonly<Record<string, string>> = {
   crashes: "crash",
   stalls: "stall",

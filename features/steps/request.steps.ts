@@ -200,3 +200,22 @@ step<[Person]>("{who} asks for the next page", async (world, who) => {
   expect(next_cursor).toBeString();
   await world.ask(who, `/v1/tasks?limit=2&cursor=${String(next_cursor)}`);
 });
+step<[Person, string, string]>(
+  "{who} follows the log of {string} as {string}",
+  async (world, who, pool, viewer) => {
+    await world.open(who, viewer, `/v1/pools/${pool}/logs?follow=1`);
+  },
+);
+step<[Person, string]>("{who} asks for {string} again, with the ETag that came", async (world, who, path) => {
+  const etag = world.answer.headers.get("etag") ?? "";
+  expect(etag).toMatch(/^"[0-9a-f]{64}"$/);
+  await world.ask(who, path, { headers: { "if-none-match": etag } });
+});
+/** Of the newest answer that had one. */
+step<[Person, string]>("{who} asks for {string} with the ETag of before", async (world, who, path) => {
+  const etag = [...world.answersBefore, world.answer]
+    .findLast(({ headers }) => headers.has("etag"))
+    ?.headers.get("etag");
+  expect(etag).toBeString();
+  await world.ask(who, path, { headers: { "if-none-match": etag ?? "" } });
+});

@@ -133,6 +133,10 @@ async function earlyMs(world: World, name: string): Promise<number> {
   const { deadline_ms } = JSON.parse(world.tasks.get(name)?.body ?? "{}") as Fields;
   return Number(created_ms) + Number(deadline_ms) - Number(finished_ms);
 }
+step<[string, string]>("{string} ended before {string}", async (world, one, other) => {
+  const [first, second] = [await world.view(one), await world.view(other)];
+  expect(Number(first.finished_ms)).toBeLessThan(Number(second.finished_ms));
+});
 step<[string]>("{string} ended before its deadline", async (world, name) => {
   expect(await earlyMs(world, name)).toBeGreaterThan(100);
 });

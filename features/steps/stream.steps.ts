@@ -18,6 +18,10 @@ step<[string, number]>("{string} has received {int} comments", (world, viewer, c
 step<[string]>("the stream {string} ends with end", async (world, viewer) => {
   expect((await world.whole(viewer)).at(-1)).toMatchObject({ type: "end" });
 });
+step<[string, number]>("{string} came in fewer than {int} pieces", async (world, viewer, count) => {
+  await world.whole(viewer);
+  expect(world.stream(viewer).pieces).toBeLessThan(count);
+});
 step<[string, string]>("the stream {string} ends with error {word}", async (world, viewer, code) => {
   expect((await world.whole(viewer)).at(-1)).toMatchObject({ type: "error", data: { code } });
 });

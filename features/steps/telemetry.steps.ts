@@ -2,7 +2,7 @@
 import { expect } from "bun:test";
 import { parseExposition, type Sample } from "../../test/support/prom-parse.ts";
 import { waitFor } from "../../test/support/wait.ts";
-import type { Table } from "../support/gherkin.ts";
+import { jsonOrText, type Table } from "../support/gherkin.ts";
 import { step } from "../support/steps.ts";
 import { tokensOf, type World } from "../support/world.ts";
 import { expectFields } from "./answer.steps.ts";
@@ -61,6 +61,19 @@ step<[string, string, Table]>("the line {word} of {string} says:", (world, event
 step<[string, string, Table]>("the line {word} of {string} has:", (world, event, name, table) =>
   expectPresent(lineOf(world, event, name), table),
 );
+
+/** Heads of columns, then one request in each row, found by its correlation id. */
+step<[Table]>("each of these refused requests is one line of the log:", async (world, { cells }) => {
+  const [heads = [], ...rows] = cells;
+  for (const row of rows) {
+    const expected = Object.fromEntries(heads.map((head, at) => [head, jsonOrText(row[at] ?? "")]));
+    const told = () =>
+      world.log().lines.filter(({ correlation_id }) => correlation_id === expected.correlation_id);
+    await waitFor(() => told().length > 0, 5_000, `the log tells of ${expected.correlation_id}`);
+    expect(told()).toMatchObject([{ event: "request_refused", ...expected }]);
+    expect(told()).toHaveLength(1);
+  }
+});
 
 /** Until everything was written that the requests so far brought about. */
 async function settledLog(world: World): Promise<string> {

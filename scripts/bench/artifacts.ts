@@ -20,11 +20,10 @@ const samples = 500;
 
 const artifacts = new Artifacts({
   store: await FolderBlobStore.open(join(folder, "artifacts")),
-  index: new SqliteArtifactIndex(join(folder, "index.sqlite")),
+  index: new SqliteArtifactIndex({ path: join(folder, "index.sqlite"), place: folder }),
   clock: new SystemClock(),
   log: { debug: quiet, info: quiet, warn: quiet, error: quiet },
   rules: { artifactBytesMax: 1e6, attachmentBytesMax: 1e6, bytesMax: 1e12, maxAgeMs: null },
-  pinned: () => new Set(),
 });
 await artifacts.start();
 
@@ -58,7 +57,7 @@ async function measure(): Promise<{ put: number; get: number; list: number }> {
   const result = {
     put: await timed(put),
     get: await timed((at) => artifacts.get(caller, ids[(at * 7919) % ids.length] ?? "")),
-    list: await timed(async (at) =>
+    list: await timed((at) =>
       artifacts.list(caller, { kind: null, tag: `t${at % 100}`, search: null, before: null, limit: 50 }),
     ),
   };

@@ -5,22 +5,17 @@
  *
  * `bun scripts/bench/behind-batch.ts --batch 300 --interactive 40`; prints both 95th percentiles and their ratio.
  */
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import { Command } from "commander";
+import { type BenchFiles, engineBench, writeFigures } from "./files.ts";
 import { Connection, type Target } from "./http-client.ts";
 import { startDaemon, startEngine, untilReady } from "./processes.ts";
 import { quantile } from "./statistics.ts";
+import { daemonTarget, engineTarget } from "./targets.ts";
 
-const root = join(import.meta.dir, "../..");
-const options = new Command("behind-batch")
+const options = engineBench("behind-batch")
   .option("--batch <n>", "batch tasks that come first", "300")
   .option("--interactive <n>", "interactive requests behind them", "40")
-  .option("--binary <file>", "orchestratord", join(root, "dist/orchestratord"))
-  .option("--model <file>", "GGUF file", join(root, ".engine/models/demo.gguf"))
-  .option("--engine-bin <file>", "llama-server", join(root, ".engine/bin/llama-server"))
   .parse()
-  .opts<{ batch: string; interactive: string; binary: string; model: string; engineBin: string }>();
+  .opts<BenchFiles & { batch: string; interactive: string }>();
 
 const batch = Number(options.batch);
 const interactive = Number(options.interactive);
@@ -85,15 +80,7 @@ async function throughDaemon(): Promise<number[]> {
   try {
     await untilReady(daemon);
     return await measure({
-      target: {
-        host: daemon.host,
-        port: daemon.port,
-        path: "/v1/tasks",
-        headers: { "X-API-Key": daemon.key, Accept: "text/event-stream" },
-        firstToken: "event: token",
-        lastEvent: "event: end",
-        keepAlive: true,
-      },
+      target: daemonTarget(daemon),
       body: (n, max_tokens, priority) =>
         JSON.stringify({ prompt: promptOf(n), max_tokens, priority, seed: 1 }),
     });
@@ -106,15 +93,7 @@ async function direct(): Promise<number[]> {
   const engine = await startEngine(options.engineBin, options.model, slots, ctx, ["--ignore-eos"]);
   try {
     return await measure({
-      target: {
-        host: engine.host,
-        port: engine.port,
-        path: "/completion",
-        headers: {},
-        firstToken: '"content":"',
-        lastEvent: '"stop":true',
-        keepAlive: false,
-      },
+      target: engineTarget(engine),
       body: (n, n_predict) =>
         JSON.stringify({ prompt: promptOf(n), n_predict, seed: 1, stream: true, cache_prompt: true }),
     });
@@ -132,8 +111,4 @@ const show = (name: string, samples: readonly number[]): void =>
 show("orchestratord", figures.through);
 show("llama-server", figures.direct);
 console.log(`p95 ratio        1/${(p95.direct / p95.through).toFixed(0)}`);
-mkdirSync(join(root, "bench-results"), { recursive: true });
-writeFileSync(
-  join(root, "bench-results/behind-batch.json"),
-  `${JSON.stringify({ ...figures, p95, ratio: p95.through / p95.direct }, null, 1)}\n`,
-);
+writeFigures("behind-batch", { ...figures, p95, ratio: p95.through / p95.direct });

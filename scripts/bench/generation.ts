@@ -2,7 +2,8 @@
  * Generation through orchestratord against the engine alone, in interleaved pairs in one run: throughput ratio,
  * added time to first token, CPU per token of the daemon. The order within a pair alternates.
  */
-import { Connection, type Target, type Timing } from "./http-client.ts";
+import type { BenchFiles } from "./files.ts";
+import { Connection, type Timing } from "./http-client.ts";
 import {
   cpuUs,
   type Daemon,
@@ -13,11 +14,9 @@ import {
   untilReady,
 } from "./processes.ts";
 import { median, medianInterval, quantile } from "./statistics.ts";
+import { daemonTarget, engineTarget, type Side } from "./targets.ts";
 
-export interface GenerationOptions {
-  readonly binary: string;
-  readonly engineBin: string;
-  readonly model: string;
+export interface GenerationOptions extends BenchFiles {
   readonly pairs: number;
   readonly tokens: number;
   readonly firstTokenRequests: number;
@@ -55,7 +54,7 @@ export interface FirstTokenFigures {
   readonly addedP99Ms: number;
 }
 
-const slots = 16;
+export const slots = 16;
 const ctx = 1024;
 const words = "The harbour lay quiet while the first boats came home and somebody lit the lamp".split(" ");
 /**
@@ -73,49 +72,42 @@ interface Sides {
   readonly proxyPid: number;
 }
 
-interface Side {
-  readonly target: Target;
-  readonly body: (n: number, tokens: number) => string;
-}
+const directSide = (engine: Running): Side => ({
+  target: engineTarget(engine),
+  body: (n, tokens) =>
+    JSON.stringify({
+      prompt: promptOf(n),
+      n_predict: tokens,
+      temperature: 0,
+      seed: 1,
+      stream: true,
+      cache_prompt: true,
+    }),
+});
 
-function directSide(engine: Running): Side {
-  return {
-    target: {
-      host: engine.host,
-      port: engine.port,
-      path: "/completion",
-      headers: {},
-      firstToken: '"content":"',
-      lastEvent: '"stop":true',
-      keepAlive: false,
-    },
-    body: (n, tokens) =>
-      JSON.stringify({
-        prompt: promptOf(n),
-        n_predict: tokens,
-        temperature: 0,
-        seed: 1,
-        stream: true,
-        cache_prompt: true,
-      }),
-  };
-}
+export const daemonSide = (daemon: Daemon): Side => ({
+  target: daemonTarget(daemon),
+  body: (n, tokens) =>
+    JSON.stringify({ prompt: promptOf(n), max_tokens: tokens, seed: 1, sampling: { temperature: 0 } }),
+});
 
-function daemonSide(daemon: Daemon): Side {
-  return {
-    target: {
-      host: daemon.host,
-      port: daemon.port,
-      path: "/v1/tasks",
-      headers: { "X-API-Key": daemon.key, Accept: "text/event-stream" },
-      firstToken: "event: token",
-      lastEvent: "event: end",
-      keepAlive: true,
-    },
-    body: (n, tokens) =>
-      JSON.stringify({ prompt: promptOf(n), max_tokens: tokens, seed: 1, sampling: { temperature: 0 } }),
-  };
-}
+/** With one replica of sixteen slots, like the engine beside it. */
+export const startGenerating = ({ binary, engineBin, model }: BenchFiles): Promise<Daemon> =>
+  startDaemon(binary, {
+    limits: { rate: { per_second: 1_000_000, burst: 1_000_000 } },
+    engines: { llamacpp: { bin: engineBin } },
+    pools: [
+      {
+        id: "bench",
+        engine: "llamacpp",
+        model: `file:${model}`,
+        slots,
+        ctx,
+        preload: true,
+        args: ["-t", "1"],
+      },
+    ],
+  });
 
 /** Connections are open before the clock starts, on both sides. */
 async function connections(side: Side, count: number, kept: Connection[]): Promise<Connection[]> {
@@ -130,21 +122,7 @@ export async function measureGeneration(
   note: (line: string) => void,
 ): Promise<{ throughput: ThroughputFigures[]; firstToken: FirstTokenFigures }> {
   const engine = await startEngine(options.engineBin, options.model, slots, ctx);
-  const daemon = await startDaemon(options.binary, {
-    limits: { rate: { per_second: 1_000_000, burst: 1_000_000 } },
-    engines: { llamacpp: { bin: options.engineBin } },
-    pools: [
-      {
-        id: "bench",
-        engine: "llamacpp",
-        model: `file:${options.model}`,
-        slots,
-        ctx,
-        preload: true,
-        args: ["-t", "1"],
-      },
-    ],
-  });
+  const daemon = await startGenerating(options);
   const proxy = await startCopyingProxy(engine);
   try {
     await untilReady(daemon);
@@ -172,7 +150,7 @@ export async function measureGeneration(
   }
 }
 
-async function round(
+export async function round(
   side: Side,
   streams: number,
   tokens: number,

@@ -2,14 +2,13 @@
  * What the daemon alone costs: tasks accepted per second on the mock engine, RSS when idle, RSS with many idle
  * viewers. The client is a process of its own, so that the daemon's figures are the daemon's.
  */
-import { Connection, type Target } from "./http-client.ts";
-import { type Daemon, rssBytes, startDaemon, untilReady } from "./processes.ts";
+import type { BenchFiles } from "./files.ts";
+import { Connection } from "./http-client.ts";
+import { rssBytes, startDaemon, untilReady } from "./processes.ts";
 import { median, quantile } from "./statistics.ts";
+import { daemonTarget } from "./targets.ts";
 
-export interface LoadOptions {
-  readonly binary: string;
-  readonly engineBin: string;
-  readonly model: string;
+export interface LoadOptions extends BenchFiles {
   readonly rounds: number;
   readonly tasks: number;
   readonly clients: number;
@@ -37,16 +36,6 @@ export async function measureLoad(options: LoadOptions): Promise<LoadFigures> {
   return { ...accepted, ...memory };
 }
 
-const targetOf = (daemon: Daemon, path: string, accept: string): Target => ({
-  host: daemon.host,
-  port: daemon.port,
-  path,
-  headers: { "X-API-Key": daemon.key, Accept: accept },
-  firstToken: "event: token",
-  lastEvent: "event: end",
-  keepAlive: true,
-});
-
 async function measureAccepted({ binary, rounds, tasks, clients }: LoadOptions) {
   const daemon = await startDaemon(binary, {
     limits: generous,
@@ -54,7 +43,7 @@ async function measureAccepted({ binary, rounds, tasks, clients }: LoadOptions) 
   });
   try {
     await untilReady(daemon);
-    const target = targetOf(daemon, "/v1/tasks", "application/json");
+    const target = daemonTarget(daemon, "/v1/tasks", "application/json");
     const open = await Promise.all(Array.from({ length: clients }, () => Connection.open(target)));
     const rates: number[] = [];
     const latenciesMs: number[] = [];
@@ -101,7 +90,7 @@ async function measureMemory({ binary, engineBin, model, viewers }: LoadOptions)
     await untilReady(daemon);
     // Loaded and waiting: what it costs a machine that does something else.
     const rssIdleBytes = await settledRss(daemon.pid);
-    const real = targetOf(daemon, "/v1/tasks", "text/event-stream");
+    const real = daemonTarget(daemon, "/v1/tasks", "text/event-stream");
     const one = await Connection.open(real);
     await one.stream(real, '{"prompt":"The harbour","max_tokens":64,"model_ref":"real"}');
     one.close();
@@ -111,7 +100,7 @@ async function measureMemory({ binary, engineBin, model, viewers }: LoadOptions)
       body: '{"prompt":"wait","model_ref":"mock"}',
     });
     const { stream_url } = (await made.json()) as { stream_url: string };
-    const watched = targetOf(daemon, stream_url, "text/event-stream");
+    const watched = daemonTarget(daemon, stream_url, "text/event-stream");
     const rssBeforeBytes = await settledRss(daemon.pid);
     const open = await Promise.all(
       Array.from({ length: viewers }, async () => {

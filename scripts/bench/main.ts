@@ -3,39 +3,25 @@
  * bench-results/bench.json. Absolute times say little on a shared machine; the ratios and differences are the
  * figures. `--pairs N` (default 15), `--quick` for a smoke run.
  */
-import { mkdirSync, renameSync, writeFileSync } from "node:fs";
-import { join, resolve } from "node:path";
-import { Command } from "commander";
+import { type BenchFiles, engineBench, writeFigures } from "./files.ts";
 import { measureGeneration } from "./generation.ts";
 import { measureLoad } from "./load.ts";
 
-const root = resolve(import.meta.dir, "../..");
-const program = new Command("bench")
+const options = engineBench("bench")
   .option("--pairs <n>", "interleaved pairs for each number of streams", "15")
   .option("--streams <list>", "numbers of concurrent streams", "1,4,16")
   .option("--tokens <n>", "tokens of each stream", "256")
-  .option("--model <file>", "GGUF file", join(root, ".engine/models/demo.gguf"))
-  .option("--engine-bin <file>", "llama-server", join(root, ".engine/bin/llama-server"))
-  .option("--binary <file>", "orchestratord", join(root, "dist/orchestratord"))
-  .option("--quick", "few repetitions: shows that it runs, its figures mean nothing");
-program.parse();
-const options = program.opts<{
-  pairs: string;
-  streams: string;
-  tokens: string;
-  model: string;
-  engineBin: string;
-  binary: string;
-  quick?: true;
-}>();
+  .option("--quick", "few repetitions: shows that it runs, its figures mean nothing")
+  .parse()
+  .opts<BenchFiles & { pairs: string; streams: string; tokens: string; quick?: true }>();
 const quick = options.quick === true;
+const { binary, engineBin, model } = options;
+const files: BenchFiles = { binary, engineBin, model };
 
 const say = (line: string): void => void process.stderr.write(`${line}\n`);
 const { throughput, firstToken } = await measureGeneration(
   {
-    binary: options.binary,
-    engineBin: options.engineBin,
-    model: options.model,
+    ...files,
     pairs: quick ? 2 : Number(options.pairs),
     tokens: Number(options.tokens),
     streams: options.streams.split(",").map(Number),
@@ -45,9 +31,7 @@ const { throughput, firstToken } = await measureGeneration(
   say,
 );
 const load = await measureLoad({
-  binary: options.binary,
-  engineBin: options.engineBin,
-  model: options.model,
+  ...files,
   rounds: quick ? 1 : 5,
   tasks: quick ? 2_000 : 20_000,
   clients: 64,
@@ -86,10 +70,6 @@ const rows: [string, string][] = [
 const width = Math.max(...rows.map(([name]) => name.length));
 for (const [name, value] of rows) process.stdout.write(`${name.padEnd(width)}  ${value}\n`);
 
-const folder = join(root, "bench-results");
-mkdirSync(folder, { recursive: true });
-const file = join(folder, quick ? "bench-quick.json" : "bench.json");
-writeFileSync(`${file}.tmp`, `${JSON.stringify({ throughput, firstToken, load, quick }, null, 2)}\n`);
-renameSync(`${file}.tmp`, file);
+const file = writeFigures(quick ? "bench-quick" : "bench", { throughput, firstToken, load, quick });
 say(`written: ${file}`);
 process.exit(0);

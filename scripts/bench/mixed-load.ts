@@ -6,21 +6,15 @@
  *
  * `bun scripts/bench/mixed-load.ts --minutes 30 --seed 1`; prints the table and writes bench-results/mixed-load.json.
  */
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import { Command } from "commander";
+import { type BenchFiles, engineBench, writeFigures } from "./files.ts";
 import { type Daemon, startDaemon, untilReady } from "./processes.ts";
 import { mulberry32, quantile } from "./statistics.ts";
 
-const root = join(import.meta.dir, "../..");
-const options = new Command("mixed-load")
+const options = engineBench("mixed-load")
   .option("--minutes <n>", "how long agents submit", "30")
   .option("--seed <n>", "of what they submit", "1")
-  .option("--binary <file>", "orchestratord", join(root, "dist/orchestratord"))
-  .option("--model <file>", "GGUF file", join(root, ".engine/models/demo.gguf"))
-  .option("--engine-bin <file>", "llama-server", join(root, ".engine/bin/llama-server"))
   .parse()
-  .opts<{ minutes: string; seed: string; binary: string; model: string; engineBin: string }>();
+  .opts<BenchFiles & { minutes: string; seed: string }>();
 
 type Priority = "interactive" | "batch";
 
@@ -248,11 +242,7 @@ try {
   );
   console.log(`refused      ${JSON.stringify(figures.refused)}`);
   console.log(`the daemon's own scores: ${JSON.stringify(figures.ownScores)}`);
-  mkdirSync(join(root, "bench-results"), { recursive: true });
-  writeFileSync(
-    join(root, "bench-results/mixed-load.json"),
-    `${JSON.stringify({ ...figures, outcomes }, null, 1)}\n`,
-  );
+  writeFigures("mixed-load", { ...figures, outcomes });
 } finally {
   await daemon.stop();
 }

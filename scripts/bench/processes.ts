@@ -73,7 +73,7 @@ export async function startEngine(
   return { pid: child.pid, host: "127.0.0.1", port: Number(port), stop: stopper(child) };
 }
 
-export const engineThreads = "1";
+const engineThreads = "1";
 
 export async function startDaemon(binary: string, config: object): Promise<Daemon> {
   const folder = mkdtempSync(join(tmpdir(), "orchd-bench-"));

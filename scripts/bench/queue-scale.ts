@@ -5,19 +5,16 @@
  *
  * `bun scripts/bench/queue-scale.ts --tasks 100000`; writes bench-results/queue-scale.json.
  */
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import { Command } from "commander";
 import { admit, createScheduler, decide, type SchedulerState } from "../../src/domain/scheduler.ts";
 import type { Lease, Command as SchedulerCommand } from "../../src/domain/scheduler-protocol.ts";
-import { Connection, type Target } from "./http-client.ts";
+import { daemonBench, writeFigures } from "./files.ts";
+import { Connection } from "./http-client.ts";
 import { cpuUs, rssBytes, startDaemon } from "./processes.ts";
 import { median } from "./statistics.ts";
+import { daemonTarget } from "./targets.ts";
 
-const root = join(import.meta.dir, "../..");
-const options = new Command("queue-scale")
+const options = daemonBench("queue-scale")
   .option("--tasks <n>", "tasks that wait in the end", "100000")
-  .option("--binary <file>", "orchestratord", join(root, "dist/orchestratord"))
   .parse()
   .opts<{ tasks: string; binary: string }>();
 const many = Number(options.tasks);
@@ -42,15 +39,7 @@ async function measureDaemon() {
     ],
   });
   try {
-    const target: Target = {
-      host: daemon.host,
-      port: daemon.port,
-      path: "/v1/tasks",
-      headers: { "X-API-Key": daemon.key, Accept: "application/json" },
-      firstToken: "",
-      lastEvent: "",
-      keepAlive: true,
-    };
+    const target = daemonTarget(daemon, "/v1/tasks", "application/json");
     const open = await Promise.all(Array.from({ length: clients }, () => Connection.open(target)));
     let sent = 0;
     const headers = { "X-API-Key": daemon.key, "Content-Type": "application/json" };
@@ -228,8 +217,4 @@ for (const { fair, fewUs, manyUs, ratio } of scheduler)
   console.log(
     `scheduler   ${fair}: admission, end and next start ${fewUs.toFixed(2)} us with ${few} waiting, ${manyUs.toFixed(2)} us with ${many}: ratio ${ratio.toFixed(2)}`,
   );
-mkdirSync(join(root, "bench-results"), { recursive: true });
-writeFileSync(
-  join(root, "bench-results/queue-scale.json"),
-  `${JSON.stringify({ daemon, scheduler }, null, 1)}\n`,
-);
+writeFigures("queue-scale", { daemon, scheduler });

@@ -5,101 +5,45 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { assert } from "../../src/domain/assert.ts";
+import { samplerProfiles } from "../../src/domain/sampler-profile.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import { SqliteTaskStore } from "../../src/infra/sqlite/sqlite-task-store.ts";
 import type { StoreOp } from "../../src/ports/task-store.ts";
+import { storedEnd, storedSpec, storedTask } from "../../test/support/stored-tasks.ts";
+import { quantile } from "./statistics.ts";
 
 const folder = mkdtempSync(join(process.argv[2] ?? tmpdir(), "orchestratord-store-"));
+const sampling = samplerProfiles.v1;
+assert(sampling !== undefined, "there is a first profile");
 const print = (line: string) => process.stdout.write(`${line}\n`);
-const quantile = (values: number[], q: number) =>
-  values.sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))] ?? Number.NaN;
 const summary = (values: number[], unit = "ms") =>
   `p50 ${quantile(values, 0.5).toFixed(3)}  p99 ${quantile(values, 0.99).toFixed(3)}  max ${quantile(values, 1).toFixed(3)} ${unit} (n=${values.length})`;
 
-const spec = (taskId: string): TaskSpec => ({
-  taskId,
-  keyId: "default",
-  correlationId: crypto.randomUUID(),
-  sessionId: crypto.randomUUID(),
-  workload: "completion",
-  input: { kind: "prompt", prompt: "Summarise the following text in one sentence. ".repeat(8) },
-  poolId: "demo",
-  pinned: false,
-  modelRef: "file:demo.gguf",
-  priority: "interactive",
-  seed: 4_123_456_789,
-  determinism: "best_effort",
-  samplerProfileVersion: "v1",
-  sampling: {
-    temperature: 0.8,
-    topP: 0.95,
-    topK: 40,
-    minP: 0.05,
-    repeatPenalty: 1,
-    presencePenalty: 0,
-    frequencyPenalty: 0,
-    stop: [],
-    grammar: null,
-    jsonSchema: null,
-  },
-  maxTokens: 256,
-  ctx: 4096,
-  deadlineMs: 60_000,
-  expectedTokens: null,
-  budget: null,
-  kvHint: "reuse",
-  onDisconnect: "continue",
-  metadata: {},
-  tokensIn: 92,
-  tokensInExact: false,
-  renderedPrompt: null,
-  bodyDigest: new Bun.CryptoHasher("sha256").update(taskId).digest("hex"),
-});
+/** A plain task of an agent. */
+const spec = (taskId: string): TaskSpec =>
+  storedSpec(taskId, {
+    correlationId: crypto.randomUUID(),
+    sessionId: crypto.randomUUID(),
+    input: { kind: "prompt", prompt: "Summarise the following text in one sentence. ".repeat(8) },
+    sampling,
+    budget: null,
+    metadata: {},
+    tokensIn: 92,
+    tokensInExact: false,
+    renderedPrompt: null,
+    bodyDigest: new Bun.CryptoHasher("sha256").update(taskId).digest("hex"),
+  });
 
 let ordinal = 0;
-const ids: string[] = [];
-function admitted(): StoreOp {
-  const taskId = crypto.randomUUID();
-  ids.push(taskId);
-  const promise = {
-    queuePosition: 12,
-    startMs: 1234.5,
-    startLowMs: 800.25,
-    startHighMs: 2100.75,
-    endMs: 9876.5,
-    onTimeProbability: 0.93,
-    basis: "learned" as const,
-  };
-  const createdMs = Date.now() + 0.125;
-  return {
-    kind: "task_admitted",
-    task: {
-      ordinal: ++ordinal,
-      spec: spec(taskId),
-      createdMs,
-      promise,
-      expectedTokensOut: 123.4,
-      watched: false,
-      ended: null,
-    },
-  };
-}
+const admitted = (): Extract<StoreOp, { kind: "task_admitted" }> => ({
+  kind: "task_admitted",
+  task: { ...storedTask(++ordinal), spec: spec(crypto.randomUUID()), createdMs: Date.now() + 0.125 },
+});
 const ended = (taskId: string): StoreOp => ({
   kind: "task_ended",
   taskId,
-  end: {
-    state: "done",
-    finishedMs: Date.now() + 0.125,
-    startedMs: Date.now(),
-    firstTokenMs: Date.now(),
-    attempts: 1,
-    replicaId: "demo/0",
-    engineVersion: "b11669-Debian",
-    tokensIn: 92,
-    tokensOut: 123,
-    finishReason: "stop",
-    error: null,
-  },
+  end: storedEnd({ finishedMs: Date.now() + 0.125 }),
 });
 
 const open = () => new SqliteTaskStore({ stateDir: folder, durability: "power" });
@@ -138,7 +82,7 @@ for (const endToo of [false, true]) {
     while (performance.now() < until) {
       const begun = performance.now();
       const op = admitted();
-      const batch = endToo && op.kind === "task_admitted" ? [op, ended(op.task.spec.taskId)] : [op];
+      const batch = endToo ? [op, ended(op.task.spec.taskId)] : [op];
       writes.push(1000 * timed(() => store.write(batch)));
       await store.synced();
       each.push(performance.now() - begun);

@@ -1,5 +1,5 @@
 /**
- * Owns the GGUF version 3 file format, as far as the demo models need it. Called by make-demo-model.ts.
+ * Owns the GGUF version 3 file format, as far as made models need it. Called by make-demo-model.ts and the benches.
  * Always holds: the target path either does not change or receives a complete, synced file; a tensor
  * without data becomes a hole in the file, which reads as zeros and costs no disk space.
  * Source of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -7,6 +7,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import { type FileHandle, open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
+import { bytesOf, ggmlTypeNamed, ggmlTypes } from "../../src/domain/ggml-types.ts";
 
 export type MetadataValue =
   | { readonly kind: "uint32"; readonly value: number }
@@ -21,7 +22,8 @@ export interface Tensor {
   readonly name: string;
   /** Row length first, then the number of rows: the order in which GGUF lists dimensions. */
   readonly shape: readonly number[];
-  readonly type: "F32" | "F16";
+  /** Values can be given for F32 and F16 only. */
+  readonly type: "F32" | "F16" | "Q8_0" | "Q4_0" | "Q4_K" | "Q5_K" | "Q6_K" | "IQ4_NL";
   /** Row-major values; null means all zeros. */
   readonly data: Float32Array | null;
 }
@@ -32,7 +34,7 @@ export interface GgufFile {
 }
 
 const alignment_bytes = 32;
-const tensorTypes = { F32: { id: 0, width_bytes: 4 }, F16: { id: 1, width_bytes: 2 } } as const;
+const typeIds = new Map([...ggmlTypes].map(([id, { name }]) => [name, id]));
 const valueTypes = { uint32: 4, int32: 5, float32: 6, bool: 7, string: 8, array: 9 } as const;
 
 class ByteSink {
@@ -82,7 +84,13 @@ function aligned(bytes: number): number {
 }
 
 function byteLength(tensor: Tensor): number {
-  return tensor.shape.reduce((product, n) => product * n, 1) * tensorTypes[tensor.type].width_bytes;
+  const type = ggmlTypeNamed(tensor.type);
+  if (type === null || (tensor.shape[0] ?? 0) % type.blockValues !== 0)
+    throw new Error(`${tensor.name}: its rows are no whole blocks of ${tensor.type}`);
+  return bytesOf(
+    type,
+    tensor.shape.reduce((product, n) => product * n, 1),
+  );
 }
 
 function writeValue(sink: ByteSink, entry: MetadataValue): void {
@@ -138,7 +146,7 @@ function header(file: GgufFile): Buffer {
     sink.string(tensor.name);
     sink.uint32(tensor.shape.length);
     for (const dimension of tensor.shape) sink.uint64(dimension);
-    sink.uint32(tensorTypes[tensor.type].id);
+    sink.uint32(typeIds.get(tensor.type) ?? 0);
     sink.uint64(offset_bytes);
     offset_bytes += aligned(byteLength(tensor));
   }
@@ -149,6 +157,8 @@ function header(file: GgufFile): Buffer {
 /** Bytes of a tensor with the padding behind it; GGUF is little-endian, and so is every machine we run on. */
 function payload(tensor: Tensor, data: Float32Array): Buffer {
   const values = tensor.type === "F16" ? Float16Array.from(data) : data;
+  if (tensor.type !== "F16" && tensor.type !== "F32")
+    throw new Error(`${tensor.name}: ${tensor.type} is written without values only`);
   const bytes = Buffer.alloc(aligned(byteLength(tensor)));
   if (values.byteLength !== byteLength(tensor))
     throw new Error(`${tensor.name}: data does not fill the shape`);

@@ -11,6 +11,7 @@ import { limits } from "../domain/limits.ts";
 import type { IndexedEntry, IndexPlace } from "../ports/artifact-index.ts";
 import type { OpenBlob } from "../ports/blob-store.ts";
 import type { Artifact, Artifacts } from "../services/artifacts.ts";
+import { etagOf, matches } from "./entity-tag.ts";
 import type { RequestContexts } from "./request-context.ts";
 import {
   ArtifactIdParams,
@@ -55,8 +56,8 @@ export function artifactsRoutes({ artifacts, contexts }: ArtifactsRoutesDeps) {
     )
     .get(
       "/v1/artifacts",
-      ({ query, request }) => {
-        const { entries, next } = artifacts.list(contexts.caller(request), {
+      async ({ query, request }) => {
+        const { entries, next } = await artifacts.list(contexts.caller(request), {
           kind: query.kind ?? null,
           tag: query.tag ?? null,
           search: query.q ?? null,
@@ -90,7 +91,9 @@ export function artifactsRoutes({ artifacts, contexts }: ArtifactsRoutesDeps) {
       attachmentsPath,
       async ({ request, status }) => {
         const chunks = request.body ?? new Blob([]).stream();
-        const { digest, sizeBytes, fresh } = await artifacts.attach(contexts.caller(request), chunks);
+        const announced = request.headers.get("content-length");
+        const bytes = announced === null ? null : Number(announced);
+        const { digest, sizeBytes, fresh } = await artifacts.attach(contexts.caller(request), chunks, bytes);
         return status(fresh ? 201 : 200, { digest, size_bytes: sizeBytes });
       },
       {
@@ -139,13 +142,8 @@ function streamOf({ chunks, close }: OpenBlob): ReadableStream<Uint8Array> {
   });
 }
 
-const etagOf = (id: string): string => `"${id}"`;
 const cacheHeaders = (id: string) => ({ etag: etagOf(id), "cache-control": forever });
 const notModified = (id: string): Response => new Response(null, { status: 304, headers: cacheHeaders(id) });
-
-/** RFC 9110, section 13.1.2: a list of ETags, compared weakly, or `*`. */
-const matches = (header: string | undefined, id: string): boolean =>
-  (header ?? "").split(",").some((part) => ["*", etagOf(id)].includes(part.trim().replace(/^W\//, "")));
 
 const storedOf = ({
   id,

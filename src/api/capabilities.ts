@@ -11,6 +11,8 @@ import type {
   PoolCapability,
   RateLimits,
 } from "../services/capabilities.ts";
+import { etagOf, matches } from "./entity-tag.ts";
+import { ConditionalHeaders } from "./schema/artifacts.ts";
 import { type CapabilitiesBody, Capabilities as CapabilitiesModel } from "./schema/capabilities.ts";
 import { ErrorEnvelope } from "./schema/errors.ts";
 
@@ -19,10 +21,24 @@ export interface CapabilitiesRoutesDeps {
 }
 
 export function capabilitiesRoutes({ capabilities }: CapabilitiesRoutesDeps) {
-  return new Elysia({ name: "capabilities" }).get("/v1/capabilities", () => bodyOf(capabilities.view()), {
-    response: { 200: CapabilitiesModel, 401: ErrorEnvelope, 403: ErrorEnvelope },
-    detail: { tags: ["capabilities"], summary: "What can be asked for, from what runs now" },
-  });
+  return new Elysia({ name: "capabilities" }).get(
+    "/v1/capabilities",
+    ({ headers, set }) => {
+      const body = bodyOf(capabilities.view());
+      const digest = new Bun.CryptoHasher("sha256").update(JSON.stringify(body)).digest("hex");
+      // It may be kept, and is asked for again each time: what runs changes at any moment.
+      const about = { etag: etagOf(digest), "cache-control": "private, no-cache" };
+      if (matches(headers["if-none-match"], digest))
+        return new Response(null, { status: 304, headers: about }) as never;
+      Object.assign(set.headers, about);
+      return body;
+    },
+    {
+      headers: ConditionalHeaders,
+      response: { 200: CapabilitiesModel, 401: ErrorEnvelope, 403: ErrorEnvelope },
+      detail: { tags: ["capabilities"], summary: "What can be asked for, from what runs now" },
+    },
+  );
 }
 
 const bodyOf = (view: CapabilitiesView): CapabilitiesBody => ({
@@ -35,6 +51,7 @@ const bodyOf = (view: CapabilitiesView): CapabilitiesBody => ({
 const engineOf = (engine: EngineCapability, limits: RateLimits): CapabilitiesBody["engines"][number] => ({
   engine: engine.engine,
   engine_version: engine.engineVersion,
+  engine_versions: [...engine.engineVersions],
   ctx_max: engine.ctxMax,
   max_tokens_out: engine.maxTokensOut,
   concurrency: engine.concurrency,
@@ -51,12 +68,16 @@ const poolOf = (pool: PoolCapability): CapabilitiesBody["pools"][number] => ({
   id: pool.id,
   engine: pool.engine,
   engine_version: pool.engineVersion,
+  engine_versions: [...pool.engineVersions],
   model_ref: pool.modelRef,
   state: pool.state,
   ready: pool.ready,
   slots_total: pool.slotsTotal,
   ctx: pool.ctx,
+  max_tokens_out: pool.maxTokensOut,
+  sampler_profile_version: pool.samplerProfileVersion,
   workloads: [...pool.workloads],
+  features: [...pool.features],
 });
 
 const modelOf = (model: ModelCapability): CapabilitiesBody["models"][number] => ({

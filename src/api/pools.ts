@@ -61,7 +61,7 @@ const summaryOf = (pool: PoolSummary): SummaryBody => ({
 });
 
 /** What an engine logged may hold paths and pieces of prompts: for admins only. */
-const healthOf = (pool: PoolHealth, admin: boolean): PoolHealthBody => ({
+export const healthOf = (pool: PoolHealth, admin: boolean): PoolHealthBody => ({
   id: pool.id,
   live: pool.live,
   ready: pool.ready,
@@ -85,7 +85,18 @@ const healthOf = (pool: PoolHealth, admin: boolean): PoolHealthBody => ({
     },
   },
   last_error: failureOf(pool.lastError, admin),
+  drain: drainOf(pool.drain),
 });
+
+const drainOf = (drain: PoolHealth["drain"]): PoolHealthBody["drain"] =>
+  drain === null
+    ? null
+    : {
+        since_ms: Math.round(drain.sinceMs),
+        deadline_ms: Math.round(drain.deadlineMs),
+        running: drain.running,
+        state: drain.state,
+      };
 
 const scoresOf = (scores: PredictionScores): PoolHealthBody["metrics"]["prediction"]["batch"] => ({
   starts_scored: scores.startsScored,

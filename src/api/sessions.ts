@@ -42,7 +42,7 @@ function viewOf({ sessionId, ttlLeftMs, turns, kv, remaining }: Session): Sessio
     session_id: sessionId,
     ttl_ms_remaining: ttlLeftMs,
     turns,
-    kv_bytes: kv === null ? 0 : kv.kvBytes,
+    kv_bytes: kv?.kvBytes ?? null,
     kv_warmth: kv?.warm ?? false,
     tokens_budget_remaining: remaining.tokens,
     time_budget_remaining_ms: remaining.timeMs,

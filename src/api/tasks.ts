@@ -6,10 +6,11 @@ import { Elysia } from "elysia";
 import { errorTable, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { Prediction } from "../domain/predictor.ts";
-import { isTerminal, type TaskSpec } from "../domain/task.ts";
+import type { TaskSpec } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { Admission, Assessed } from "../services/admission.ts";
 import type { Dispatcher } from "../services/dispatcher.ts";
+import type { EndedStreams } from "../services/ended-streams.ts";
 import type { Remaining } from "../services/sessions.ts";
 import type { Streams, ViewerStream } from "../services/streams.ts";
 import type { TaskArchive } from "../services/task-archive.ts";
@@ -38,6 +39,7 @@ export interface TasksDeps {
   readonly dispatcher: Dispatcher;
   readonly archive: TaskArchive;
   readonly streams: Streams;
+  readonly endedStreams: EndedStreams;
   readonly contexts: RequestContexts;
   readonly clock: Clock;
 }
@@ -45,7 +47,7 @@ export interface TasksDeps {
 type Caller = RequestContext & { readonly keyId: string };
 
 export function tasksRoutes(deps: TasksDeps) {
-  const { admission, archive, contexts, dispatcher, streams } = deps;
+  const { admission, archive, contexts, dispatcher, endedStreams, streams } = deps;
   return new Elysia({ name: "tasks" })
     .post(
       "/v1/tasks",
@@ -108,10 +110,9 @@ export function tasksRoutes(deps: TasksDeps) {
     )
     .get(
       "/v1/tasks/:id/stream",
-      ({ params, query, headers, request }) => {
+      async ({ params, query, headers, request }) => {
         const caller = contexts.caller(request);
-        const record = owned(archive, params.id, caller);
-        assertHasEvents(record);
+        const record = await endedStreams.withLog(owned(archive, params.id, caller));
         const lastEventId = headers["last-event-id"];
         const after = lastEventId !== undefined ? Number(lastEventId) : (query.after ?? -1);
         // Nothing is left to tell. An EventSource comes back after every end of a stream; only 204 stops it.
@@ -144,15 +145,6 @@ function owned(archive: TaskArchive, taskId: string, caller: Caller): TaskRecord
   throw new OrchestratorError(
     "NOT_FOUND",
     "no such task: it was never accepted with this key, or ended so long ago that it was forgotten",
-  );
-}
-
-/** Of a task that only the store remembers nothing but its end is known. */
-function assertHasEvents({ state, log }: TaskRecord): void {
-  if (log.sealed || !isTerminal(state)) return;
-  throw new OrchestratorError(
-    "NOT_FOUND",
-    "the events of this task are no longer kept: GET /v1/tasks/{id} still tells how it ended",
   );
 }
 
@@ -261,6 +253,7 @@ function viewOf(record: TaskRecord, deps: TasksDeps): TaskViewBody {
     finish_reason: record.finishReason,
     error:
       record.error === null ? null : { ...record.error, retriable: errorTable[record.error.code].retriable },
+    artifact_id: record.artifactId,
     stream_url: streamUrlOf(spec.taskId),
     metadata: { ...spec.metadata },
   };
@@ -271,6 +264,8 @@ const rounded = (ms: number | null): number | null => (ms === null ? null : Math
 function waitingFor(record: TaskRecord, dispatcher: Dispatcher): string {
   const { poolId, priority, determinism } = record.spec;
   const { ready, spec } = dispatcher.runtime(poolId);
+  if (dispatcher.view.isDrained(poolId))
+    return `pool ${poolId} is drained: nothing starts there before an operator resumes it`;
   if (ready.size === 0)
     return `pool ${poolId} has no ready replica yet: its model loads or its engine restarts`;
   let slots = 0;

@@ -70,7 +70,7 @@ export interface OpenedKeys {
   readonly warnings: readonly string[];
 }
 
-export const firstRunKeyId = "first-run";
+const firstRunKeyId = "first-run";
 
 /**
  * The store for this configuration. Without any key in it, the first-run key: an admin's, minted at the first

@@ -3,31 +3,43 @@
  * configuration and returns a running daemon; what was built is released last-in first-out.
  */
 import "./production.ts";
-import { mkdirSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { apiVersion } from "../api/api-version.ts";
 import { artifactsPath, artifactsRoutes, attachmentsPath } from "../api/artifacts.ts";
 import { capabilitiesRoutes } from "../api/capabilities.ts";
+import { catalogRoutes } from "../api/catalog.ts";
+import { engineLogsRoutes } from "../api/engine-logs.ts";
 import { observabilityRoutes } from "../api/observability.ts";
+import { poolControlRoutes } from "../api/pool-control.ts";
 import { poolsRoutes } from "../api/pools.ts";
 import { RequestContexts } from "../api/request-context.ts";
 import { sessionsRoutes } from "../api/sessions.ts";
 import { tasksRoutes } from "../api/tasks.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
 import { limits } from "../domain/limits.ts";
-import type { EngineKind } from "../domain/pool.ts";
 import type { Workload } from "../domain/task.ts";
 import { FolderBlobStore } from "../infra/blobs/folder-blob-store.ts";
+import { S3BlobStore } from "../infra/blobs/s3-blob-store.ts";
 import { BunProcessHost, selfCommand } from "../infra/bun-process.ts";
 import { type GgufHeader, isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
 import { LlamaCppAdapter } from "../infra/engines/llamacpp.ts";
 import { MockAdapter } from "../infra/engines/mock.ts";
+import { OpenAiAdapter } from "../infra/engines/openai.ts";
+import { openGpus } from "../infra/gpu/open.ts";
+import { FileJournal } from "../infra/journal/file-journal.ts";
+import { FolderFiles } from "../infra/journal/folder-files.ts";
+import { boundUnsent } from "../infra/listening-socket.ts";
 import { giveMemoryBack } from "../infra/memory.ts";
+import { readProcess } from "../infra/process-table.ts";
 import { SqliteArtifactIndex } from "../infra/sqlite/artifact-index.ts";
 import { SqliteTaskStore } from "../infra/sqlite/sqlite-task-store.ts";
 import { SystemClock, SystemEntropy } from "../infra/system-clock.ts";
 import { PinoLog } from "../infra/telemetry/pino-log.ts";
 import { PromMetrics } from "../infra/telemetry/prom-metrics.ts";
+import { scrub } from "../infra/telemetry/redact.ts";
+import { type BlobStore, isBlobError } from "../ports/blob-store.ts";
 import type { EngineAdapter } from "../ports/engine.ts";
+import { isJournalError } from "../ports/journal.ts";
 import { isStoreError, type StoreError, type TaskStore } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
 import { Admission } from "../services/admission.ts";
@@ -35,6 +47,9 @@ import { Artifacts } from "../services/artifacts.ts";
 import { AttemptRunner } from "../services/attempt-runner.ts";
 import { Capabilities } from "../services/capabilities.ts";
 import { Dispatcher } from "../services/dispatcher.ts";
+import { EndedStreams } from "../services/ended-streams.ts";
+import { EngineLogs } from "../services/engine-logs.ts";
+import { GpuMonitor } from "../services/gpu-monitor.ts";
 import { IdleTrim } from "../services/idle-trim.ts";
 import { LoopLag } from "../services/loop-lag.ts";
 import { Pools } from "../services/pools.ts";
@@ -45,31 +60,18 @@ import { Streams } from "../services/streams.ts";
 import { Supervisor } from "../services/supervisor.ts";
 import { TaskArchive } from "../services/task-archive.ts";
 import { TaskRegistry } from "../services/task-registry.ts";
+import { Transcripts } from "../services/transcripts.ts";
+import { waitingArtifacts } from "../services/waiting-artifacts.ts";
+import { WriteAhead } from "../services/write-ahead.ts";
+import { openCatalog, openDrains } from "./bootstrap-models.ts";
 import type { Config } from "./config.ts";
+import type { S3Spec } from "./config-artifacts.ts";
 import { allowancesOf } from "./config-keys.ts";
 import type { Bootstrap, Composition, Daemon } from "./daemon.ts";
 import { listen } from "./listen.ts";
+import { Releases } from "./releases.ts";
 import { createRouter } from "./router.ts";
-import { StartError } from "./start-error.ts";
-
-/** Releases in reverse order of building, every one even when another fails. */
-class Releases {
-  private readonly steps: { name: string; release: () => void | Promise<void> }[] = [];
-
-  add(name: string, release: () => void | Promise<void>): void {
-    this.steps.push({ name, release });
-  }
-
-  async run(log: Log): Promise<void> {
-    for (const { name, release } of this.steps.splice(0).reverse()) {
-      try {
-        await release();
-      } catch (error) {
-        log.error("release_failed", { human: `${name} could not be closed cleanly` }, error);
-      }
-    }
-  }
-}
+import { isStartError, StartError } from "./start-error.ts";
 
 /** @throws StartError that names the file and says what to do. */
 function openStore({ stateDir, storage }: Config, log: Log): TaskStore {
@@ -83,25 +85,77 @@ function openStore({ stateDir, storage }: Config, log: Log): TaskStore {
   }
 }
 
-/** @throws StartError that names the folder. */
-async function openBlobs(root: string): Promise<FolderBlobStore> {
+/** Recovered. @throws StartError that names the file and says what to do. */
+function openJournal(
+  stateDir: string,
+  clock: SystemClock,
+  log: Log,
+  onFatal: (error: unknown) => void,
+): WriteAhead {
   try {
-    mkdirSync(dirname(root), { recursive: true });
-    return await FolderBlobStore.open(root);
+    const journal = new FileJournal(new FolderFiles(join(stateDir, "journal")));
+    const ahead = new WriteAhead(journal, clock, log, onFatal);
+    ahead.recover();
+    return ahead;
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
+    if (isJournalError(error)) throw new StartError("state_dir", error.message);
+    throw error;
+  }
+}
+
+/** @throws StartError that names the folder or the service. */
+async function openArtifacts(
+  { artifacts: { root, s3 }, stateDir }: Config,
+  clock: SystemClock,
+): Promise<{ readonly store: BlobStore; readonly index: SqliteArtifactIndex }> {
+  const path = join(stateDir, "artifacts.sqlite");
+  try {
+    if (s3 === null) {
+      const store = await FolderBlobStore.open(root);
+      return { store, index: new SqliteArtifactIndex({ path, place: root }) };
+    }
+    const store = await openBucket(s3, clock);
+    const place = `${s3.endpoint}/${s3.bucket}/${s3.prefix}`;
+    return { store, index: new SqliteArtifactIndex({ path, place }) };
+  } catch (error) {
+    if (isStartError(error)) throw error;
+    const message = error instanceof Error ? error.message : String(error);
+    if (s3 !== null && isBlobError(error))
+      throw new StartError("artifacts", `artifacts.s3: ${message}`, { cause: error });
+    if (isStoreError(error)) throw new StartError("state_dir", message, { cause: error });
     throw new StartError(
-      "state_dir",
-      `artifacts.root ${root} cannot be used (${why}): choose another folder`,
+      "artifacts",
+      `artifacts.root ${root} cannot be used (${message}): choose another folder`,
+      { cause: error },
     );
   }
 }
 
-/** What surrounds the content of an artifact in its request: names, tags, escapes. */
-const envelopeBytes = 64 * 1024;
-
-/** Viewers that read their last frame need a moment; one that does not read must not hold the exit. */
-const lastFramesMs = 2_000;
+async function openBucket(of: S3Spec, clock: SystemClock): Promise<S3BlobStore> {
+  const store = new S3BlobStore({
+    endpoint: of.endpoint,
+    bucket: of.bucket,
+    region: of.region,
+    prefix: of.prefix,
+    accessKeyId: of.accessKeyId.secret.reveal(),
+    secretAccessKey: of.secretAccessKey.secret.reveal(),
+  });
+  const { promise: late, reject } = Promise.withResolvers<never>();
+  const timer = clock.setTimer(limits.artifactBucketMs, () =>
+    reject(
+      new StartError(
+        "artifacts",
+        `artifacts.s3: ${of.endpoint} did not answer in ${limits.artifactBucketMs} ms; check it`,
+      ),
+    ),
+  );
+  try {
+    await Promise.race([store.check(), late]);
+  } finally {
+    timer.cancel();
+  }
+  return store;
+}
 
 export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const clock = new SystemClock();
@@ -111,6 +165,11 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     build: { version: buildInfo.version, commit: buildInfo.commit, bun: Bun.version },
   });
   const releases = new Releases();
+  // Thrown outside of any handler it reaches the process: logged, engines killed, exit 1, restart.
+  const onFatal = (error: unknown): void =>
+    clock.soon(() => {
+      throw error;
+    });
   const runDir = join(config.stateDir, "run");
 
   const processes = new BunProcessHost({ runDir, guardCommand: selfCommand("__guard"), log });
@@ -120,12 +179,16 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
 
   const adapters = new Map<EngineKind, EngineAdapter>([
     ["llamacpp", new LlamaCppAdapter({ clock, entropy, log })],
+    ["openai", new OpenAiAdapter({ clock, entropy })],
     ["mock", new MockAdapter({ clock, entropy })],
   ]);
+  const { catalog, poolModels } = openCatalog({ config, clock, entropy, log, metrics, onFatal });
+  releases.add("model catalog", () => catalog.stop());
   const supervisor = new Supervisor({
     clock,
     entropy,
     processes,
+    models: poolModels,
     log,
     metrics,
     runDir,
@@ -143,7 +206,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const retention = new Retention(clock, store, log, config.tasks.retentionMs);
   retention.start();
   releases.add("retention", () => retention.stop());
-  const registry = new TaskRegistry(config.tasks.retentionMs);
+  const ahead = openJournal(config.stateDir, clock, log, onFatal);
+  releases.add("journal", () => ahead.close());
+  const registry = new TaskRegistry(config.tasks.retentionMs, limits.waitingInputBytesMax, ahead);
   const archive = new TaskArchive(registry, store);
   registry.startPruning(clock);
   releases.add("task registry", () => registry.stopPruning());
@@ -156,6 +221,16 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     onRemoved: (removed) => dispatcher.sessionRemoved(removed),
   });
   releases.add("sessions", () => sessions.close());
+  const { transcripts: policy, documentBytesMax } = config.artifacts;
+  const transcripts = new Transcripts({
+    store,
+    clock,
+    log,
+    rules: { policy, bytesMax: documentBytesMax },
+    busy: () => registry.liveCount > 0,
+  });
+  const drains = openDrains({ config, clock, log, dispatcher: () => dispatcher });
+  releases.add("pool drains", () => drains.stop());
   const dispatcher: Dispatcher = new Dispatcher({
     clock,
     log,
@@ -164,30 +239,31 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     registry,
     archive,
     store,
+    ahead,
     sessions,
-    runner: new AttemptRunner(clock, config.streaming.metricsEveryMs, true),
+    transcripts,
+    runner: new AttemptRunner(clock, config.streaming.metricsEveryMs),
     pools: config.pools,
+    drained: drains.poolIds,
     attemptsMax: config.tasks.attemptsMax,
     batchMaxWaitMs: config.admission.batchMaxWaitMs,
     fair: config.admission.fair,
-    continues: true,
     cutAtDeadline: config.tasks.cutAtDeadline,
     minOnTimeProbability: config.admission.minOnTimeProbability,
-    // Thrown outside of any handler it reaches the process: logged, engines killed, exit 1, restart.
-    onFatal: (error) =>
-      clock.soon(() => {
-        throw error;
-      }),
+    modelRefusal: (pool) => poolModels.refusal(pool),
+    onFatal,
   });
   const admission = new Admission(dispatcher, config.pools, entropy, {
     defaultMaxTokens: config.admission.maxTokensDefault,
     defaultDeadlineMs: config.admission.deadlineMsDefault,
+    aliasesOf: (pool) => poolModels.namesOf(pool),
   });
   const streams = new Streams(
     clock,
     {
       heartbeatMs: config.streaming.heartbeatMs,
       disconnectGraceMs: config.streaming.disconnectGraceMs,
+      microbatchMs: config.streaming.microbatchMs,
       streamsPerKeyMax: config.limits.streamsPerKey,
     },
     (taskId, reason) => void dispatcher.cancel(taskId, reason),
@@ -203,24 +279,60 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     totals: (poolId: string) => dispatcher.runtime(poolId),
     prediction: (poolId: string) => dispatcher.forecast.prediction(poolId),
   };
-  const pools = new Pools({ pools: config.pools, control: supervisor, queues: dispatcher.view, speeds });
+  const gpus = new GpuMonitor({
+    clock,
+    log,
+    telemetries: await openGpus(log),
+    replicas: () => config.pools.flatMap(({ id }) => supervisor.snapshots(id)),
+    groupOf: (pid) => readProcess(pid)?.group ?? null,
+    measured: (replica, freeBytes) => dispatcher.vramMeasured(replica, freeBytes),
+  });
+  releases.add("gpu monitor", () => gpus.stop());
+  const pools = new Pools({
+    ...{ pools: config.pools, control: supervisor, queues: dispatcher.view, speeds, gpus },
+    drainOf: (poolId) => drains.view(poolId),
+  });
+  const { heartbeatMs } = config.streaming;
+  const engineLogs = new EngineLogs({ clock, pools, control: supervisor, scrub, heartbeatMs });
   const { perSecond, burst } = config.limits.rate;
   const capabilities = new Capabilities({
     apiVersion,
     pools: config.pools,
     control: supervisor,
     rateLimits: { requestsPerSecond: perSecond, burst, streamsPerKey: config.limits.streamsPerKey },
+    isDrained: (poolId) => drains.isDrained(poolId),
+    isRetired: (pool) => poolModels.refusal(pool) !== null,
   });
   const readiness = new Readiness({ clock, loopLag, probe: () => admission.probe() });
   metrics.attach({
     pools: () => pools.gauges(dispatcher.view),
-    models: () => capabilities.models(),
+    models: () => [...capabilities.models(), ...catalog.models()],
     eventLogs: () => ({ count: registry.size, bytes: registry.account.bytes }),
     viewers: () => streams.size,
     sessions: () => sessions.size,
     storeBytes: () => store.sizeBytes(),
+    journalBytes: () => ahead.sizeBytes(),
+    artifactBytes: () => artifacts.bytes(),
+    transcriptsPending: () => transcripts.pending,
     loopLagMs: () => loopLag.maxMs(),
+    gpus: () => pools.gpuGauges(),
   });
+
+  // May take its time, so before anything that ticks and asks the pools, which are supervised last.
+  const artifacts = new Artifacts({
+    ...(await openArtifacts(config, clock)),
+    clock,
+    log,
+    rules: {
+      artifactBytesMax: config.artifacts.documentBytesMax,
+      attachmentBytesMax: limits.attachmentBytesMax,
+      bytesMax: config.artifacts.bytesMax,
+      maxAgeMs: config.artifacts.maxAgeMs,
+    },
+    waiting: waitingArtifacts(store),
+  });
+  releases.add("artifacts", () => artifacts.stop());
+  await artifacts.start();
 
   // A pool that loads is work too: the start is over when the last one is up.
   const loading = () => pools.list().filter(({ state }) => state === "loading").length;
@@ -232,21 +344,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   idleTrim.start();
   releases.add("idle trim", () => idleTrim.stop());
 
-  const artifacts = new Artifacts({
-    store: await openBlobs(config.artifacts.root),
-    index: new SqliteArtifactIndex(join(config.stateDir, "artifacts.sqlite")),
-    clock,
-    log,
-    rules: {
-      artifactBytesMax: config.artifacts.documentBytesMax,
-      attachmentBytesMax: limits.attachmentBytesMax,
-      bytesMax: config.artifacts.bytesMax,
-      maxAgeMs: config.artifacts.maxAgeMs,
-    },
-    pinned: () => new Set(),
-  });
-  releases.add("artifacts", () => artifacts.stop());
-  await artifacts.start();
+  releases.add("transcripts", () => transcripts.stop());
+  transcripts.start((transcript) => artifacts.keep(transcript));
+  const endedStreams = new EndedStreams((caller, id) => artifacts.get(caller, id));
 
   const contexts = new RequestContexts();
   const app = createRouter({
@@ -262,19 +362,25 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
       },
       local: { keyId: "local", admin: true, rate: config.limits.rate },
     },
+    limited: (policy) => metrics.backpressure({ engine: null, policy }),
     maxBodyBytes: config.limits.bodyBytes,
-    bodyBytesOf: (path) => {
+    bodyBytesOf: (asked) => {
+      // The router takes both forms.
+      const path = asked.replace(/\/$/, "");
       if (path === attachmentsPath) return null;
       const { documentBytesMax } = config.artifacts;
       return path === artifactsPath
-        ? Math.max(config.limits.bodyBytes, documentBytesMax + envelopeBytes)
+        ? Math.max(config.limits.bodyBytes, documentBytesMax + limits.artifactEnvelopeBytes)
         : undefined;
     },
     plugins: [
-      tasksRoutes({ admission, dispatcher, archive, streams, contexts, clock }),
+      tasksRoutes({ admission, dispatcher, archive, streams, endedStreams, contexts, clock }),
       sessionsRoutes({ sessions, contexts, clock }),
       poolsRoutes({ pools, contexts }),
+      poolControlRoutes({ pools, drains, contexts }),
+      engineLogsRoutes({ engineLogs, streams, contexts }),
       artifactsRoutes({ artifacts, contexts }),
+      catalogRoutes({ catalog, contexts }),
       capabilitiesRoutes({ capabilities }),
       observabilityRoutes({ metrics, readiness }),
     ],
@@ -288,11 +394,14 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     entropy,
   });
   releases.add("http server", async () => {
-    const forced = clock.setTimer(lastFramesMs, () => void server.stop(true));
+    const forced = clock.setTimer(limits.lastFramesMs, () => void server.stop(true));
     await server.stop(false);
     forced.cancel();
   });
+  releases.add("engine logs", () => engineLogs.close());
+  await boundUnsent(server.port, limits.viewerUnsentBytesMax, log);
   supervisor.start(config.pools, dispatcher);
+  gpus.start();
   releases.add("engines", () => supervisor.stop());
   for (const record of dispatcher.recover()) streams.expect(record);
 
@@ -317,6 +426,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
 
 export const composition: Composition = {
   bootstrap,
+  clock: new SystemClock(),
   entropy: new SystemEntropy(),
   readModelKind: (path) => {
     try {

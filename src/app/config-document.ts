@@ -3,7 +3,7 @@
  * whole against the schema. app/config.ts calls `readDocument`.
  *
  * Always holds: every problem found so is told with path, line and column, all of them at once; and a value
- * that may be a secret (anything below auth.keys, a pool's env) is never quoted.
+ * that may be a secret (anything below auth.keys, artifacts.s3's keys, a pool's env) is never quoted.
  */
 import type { Static, TSchema } from "@sinclair/typebox";
 import { type ValueError, ValueErrorType } from "@sinclair/typebox/errors";
@@ -13,7 +13,9 @@ import { nearestName, orList, type Place, type Problems, type Segments } from ".
 import { configFileSchema, type FilledConfigFile } from "./config-schema.ts";
 
 const isSecret = (segments: Segments): boolean =>
-  (segments[0] === "auth" && segments[1] === "keys") || (segments[0] === "pools" && segments[2] === "env");
+  (segments[0] === "auth" && segments[1] === "keys") ||
+  (segments[0] === "artifacts" && segments[1] === "s3" && /^(access|secret)_/.test(String(segments[2]))) ||
+  (segments[0] === "pools" && segments[2] === "env");
 
 function found(segments: Segments, value: unknown): string {
   if (value === null) return "nothing (null)";

@@ -35,7 +35,7 @@ export interface KeySpec {
   readonly budget: KeyBudget | null;
 }
 
-export const keyCharsMin = 16;
+const keyCharsMin = 16;
 const keyCharsMax = 512;
 /** Ids that the daemon gives itself. */
 const reservedIds = ["env", "first-run"];
@@ -46,7 +46,7 @@ export const isUsableKey = (key: string): boolean =>
   key.length >= keyCharsMin && key.length <= keyCharsMax && /^[\x21-\x7e]+$/.test(key);
 export const usableKeyText = `${keyCharsMin} to ${keyCharsMax} visible ASCII characters without blanks`;
 
-export const compileRate = (rate: RateSpec | null): RateLimit | null =>
+const compileRate = (rate: RateSpec | null): RateLimit | null =>
   rate === null ? null : { perSecond: rate.per_second, burst: rate.burst };
 
 export const compileBudget = (of: SpendingSpec): Budget => ({

@@ -2,15 +2,19 @@
  * Pools: what the file says of them, or what the models folder offers where it says nothing, compiled to
  * PoolSpec. Called by app/config.ts.
  *
- * Always holds: ids are unique, every llamacpp pool has an existing model file and an engine program, and all
- * slots together stay within limits.slotsTotalMax (the process could not talk to more generations at once).
+ * Always holds: ids are unique, every llamacpp pool has an engine program and a model file, or one that is fetched
+ * before it is loaded, and all slots together stay within limits.slotsTotalMax (the process could not talk to more generations at once).
  */
 import { basename, join, resolve, sep } from "node:path";
+import type { EngineKind } from "../domain/engine-kind.ts";
 import { isPoolId } from "../domain/ids.ts";
 import { limits } from "../domain/limits.ts";
 import type { MockOptions, PoolSpec } from "../domain/pool.ts";
+import type { Preemption } from "../domain/preemption.ts";
 import type { Workload } from "../domain/task.ts";
 import type { ConfigFiles } from "./config-files.ts";
+import { type ModelsSpec, type RemoteModel, resolveRemoteModel } from "./config-models.ts";
+import { checkRpc, compileRemote, refuseRemoteKeys } from "./config-pools-remote.ts";
 import type { Problems, Segments } from "./config-problems.ts";
 import type { FilledPool } from "./config-schema.ts";
 
@@ -21,9 +25,11 @@ export interface PoolSurroundings {
   readonly modelsDir: string;
   readonly modelsDirNamed: boolean;
   readonly modelRoots: readonly string[];
+  readonly fetch: ModelsSpec["fetch"];
   /** False: the file has problems, an empty list of pools says nothing. */
   readonly whole: boolean;
   readonly engineBin: { readonly path: string } | { readonly missing: string };
+  readonly env: Readonly<Record<string, string | undefined>>;
   readonly files: ConfigFiles;
   readonly absolute: (path: string) => string;
   readonly readModelKind: ReadModelKind;
@@ -57,6 +63,7 @@ const ownFlags: Readonly<Record<string, string>> = {
   "--parallel": "slots",
   "-c": "ctx",
   "--ctx-size": "ctx",
+  "--rpc": "rpc",
   "--embedding": "workloads",
   "--embeddings": "workloads",
   "--rerank": "workloads",
@@ -85,14 +92,20 @@ function compileNamed(pools: readonly FilledPool[], around: PoolSurroundings): P
         `found ${slotsTotal} slots with this pool and those before it, ${most}`,
       );
     }
-    const own =
-      pool.engine === "mock" ? compileMock(pool, path, around) : compileLlamacpp(pool, path, around);
+    const own = compilers[pool.engine](pool, path, around);
     if (own !== null) specs.push({ ...common(pool), ...own });
   });
   return specs;
 }
 
-type Common = Omit<PoolSpec, "engine" | "modelRef" | "modelPath" | "workloads" | "engineBin" | "mock">;
+const compilers: Readonly<
+  Record<EngineKind, (pool: FilledPool, path: Segments, around: PoolSurroundings) => Own | null>
+> = { llamacpp: compileLlamacpp, openai: compileOpenai, mock: compileMock };
+
+type Common = Omit<
+  PoolSpec,
+  "engine" | "modelRef" | "modelPath" | "workloads" | "engineBin" | "mock" | "rpc" | "remote"
+>;
 type Own = Omit<PoolSpec, keyof Common>;
 
 const common = (pool: FilledPool): Common => ({
@@ -113,11 +126,40 @@ const common = (pool: FilledPool): Common => ({
     interTokenMs: pool.timeouts.inter_token_ms,
     stopGraceMs: pool.timeouts.stop_grace_ms,
   },
+  taskTimeoutMs: pool.timeouts.task_ms,
+  preempt: compilePreempt(pool.preempt),
   samplerProfileVersion: pool.sampler_profile_version,
 });
 
+/** The schema's defaults fill a map only where there is one. */
+function compilePreempt(preempt: FilledPool["preempt"]): Preemption | null {
+  if (preempt === false) return null;
+  const named = preempt === true ? null : preempt;
+  return {
+    maxWaitMs: named?.max_wait_ms ?? limits.preemptWaitMsDefault,
+    maxCuts: named?.max_cuts ?? limits.preemptCutsDefault,
+    minGainMs: named?.min_gain_ms ?? limits.preemptGainMsDefault,
+  };
+}
+
+function compileOpenai(pool: FilledPool, path: Segments, around: PoolSurroundings): Own | null {
+  const compiled = compileRemote(pool, path, around);
+  if (compiled === null) return null;
+  return {
+    engine: "openai",
+    ...compiled,
+    modelPath: null,
+    workloads: pool.workloads ?? ["completion"],
+    engineBin: null,
+    rpc: [],
+    mock: null,
+  };
+}
+
 function compileMock(pool: FilledPool, path: Segments, { problems }: PoolSurroundings): Own | null {
   const before = problems.found.length;
+  refuseRemoteKeys(pool, path, problems);
+  if (pool.rpc.length > 0) problems.atPath([...path, "rpc"], "only engine llamacpp takes this", "key");
   if (!/^mock:[a-z0-9._-]+$/.test(pool.model)) {
     problems.atPath(
       [...path, "model"],
@@ -145,6 +187,8 @@ function compileMock(pool: FilledPool, path: Segments, { problems }: PoolSurroun
     modelPath: null,
     workloads: pool.workloads ?? ["completion"],
     engineBin: null,
+    rpc: [],
+    remote: null,
     mock,
   };
 }
@@ -153,6 +197,8 @@ function compileLlamacpp(pool: FilledPool, path: Segments, around: PoolSurroundi
   const { problems } = around;
   const before = problems.found.length;
   if (pool.mock !== null) problems.atPath([...path, "mock"], "only engine mock takes this", "key");
+  refuseRemoteKeys(pool, path, problems);
+  checkRpc(pool.rpc, path, problems);
   pool.args.forEach((arg, index) => {
     const key = ownFlags[arg.split("=", 1)[0] ?? ""];
     if (key !== undefined)
@@ -165,29 +211,32 @@ function compileLlamacpp(pool: FilledPool, path: Segments, around: PoolSurroundi
       `found ${pool.workloads.length}, expected one with engine llamacpp; make a pool for each`,
     );
   }
-  const modelPath = resolveModel(pool.model, [...path, "model"], around);
+  const model = resolveModel(pool.model, [...path, "model"], around);
   if ("missing" in around.engineBin) problems.atPath([...path, "engine"], around.engineBin.missing);
-  if (modelPath === null || "missing" in around.engineBin || problems.found.length > before) return null;
+  if (model === null || "missing" in around.engineBin || problems.found.length > before) return null;
   return {
     engine: "llamacpp",
-    modelRef: pool.model.startsWith("file:") ? pool.model : `file:${pool.model}`,
-    modelPath,
-    workloads: pool.workloads ?? around.readModelKind(modelPath) ?? ["completion"],
+    ...model,
+    workloads: pool.workloads ?? around.readModelKind(model.modelPath) ?? ["completion"],
     engineBin: around.engineBin.path,
+    rpc: pool.rpc,
+    remote: null,
     mock: null,
   };
 }
 
 /** A relative path is relative to models.dir: the file names models, not places. */
-function resolveModel(model: string, path: Segments, around: PoolSurroundings): string | null {
+function resolveModel(model: string, path: Segments, around: PoolSurroundings): RemoteModel | null {
   const { problems, modelsDir, modelRoots } = around;
   const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(model)?.[1]?.toLowerCase();
+  if (scheme === "hf" || scheme === "https" || scheme === "http") {
+    const isThere = (place: string): boolean => around.files.facts(place)?.kind === "file";
+    return resolveRemoteModel(model, path, { ...around, isThere });
+  }
   if (scheme !== undefined && scheme !== "file") {
-    const hint =
-      scheme === "mock"
-        ? "set engine: mock"
-        : "fetching is not supported by this version; download the file first";
-    problems.atPath(path, `found ${JSON.stringify(model)}, expected file:… with engine llamacpp; ${hint}`);
+    const hint = scheme === "mock" ? "; set engine: mock" : "";
+    const expected = "file:…, hf:… or https:… with engine llamacpp";
+    problems.atPath(path, `found ${JSON.stringify(model)}, expected ${expected}${hint}`);
     return null;
   }
   const named = scheme === undefined ? model : model.slice("file:".length);
@@ -205,7 +254,7 @@ function resolveModel(model: string, path: Segments, around: PoolSurroundings): 
     problems.atPath(path, `no such file: ${modelPath}${from}`);
     return null;
   }
-  return modelPath;
+  return { modelRef: scheme === undefined ? `file:${model}` : model, modelPath };
 }
 
 const demoMock: MockOptions = { tokenMs: 5, prefillMsPerToken: 0.1, loadMs: 0, faults: [] };
@@ -228,7 +277,11 @@ const unnamed: Omit<
     interTokenMs: limits.interTokenMsDefault,
     stopGraceMs: limits.stopGraceMsDefault,
   },
+  taskTimeoutMs: null,
+  preempt: null,
   samplerProfileVersion: "v1",
+  rpc: [],
+  remote: null,
 };
 
 const demoPool = (): PoolSpec => ({
@@ -309,7 +362,7 @@ function partsOf(name: string): string[] {
 }
 
 /** A pool id out of a file name: what is not allowed becomes `-`; a number tells twins apart. */
-export function poolIdFor(name: string, taken: Set<string>): string {
+function poolIdFor(name: string, taken: Set<string>): string {
   const plain = basename(name)
     .toLowerCase()
     .replaceAll(/[^a-z0-9._-]+/g, "-");

@@ -28,7 +28,7 @@ export function formatProblem(problem: Problem): string {
     : `${place}: ${problem.path}: ${problem.message}`;
 }
 
-export const pathText = (segments: Segments): string =>
+const pathText = (segments: Segments): string =>
   segments.reduce<string>(
     (path, segment) =>
       typeof segment === "number" ? `${path}[${segment}]` : path === "" ? segment : `${path}.${segment}`,

@@ -2,13 +2,14 @@
  * A compiled Config back in the shape of the configuration file, for `--check-config`: what is in force can be
  * read, compared and used as a file again.
  *
- * Always holds: no digest of a key and no value of an engine's environment comes out, and `compileConfig` of
+ * Always holds: no digest of a key, no value of an engine's environment and no credential comes out, and `compileConfig` of
  * what comes out (with those put back) is the same Config.
  */
 import { stringify } from "yaml";
-import type { PoolSpec } from "../domain/pool.ts";
+import type { PoolSpec, RemoteServer } from "../domain/pool.ts";
 import type { Budget } from "../domain/task.ts";
 import type { Config } from "./config.ts";
+import type { ArtifactsSpec } from "./config-artifacts.ts";
 import type { KeySpec } from "./config-keys.ts";
 
 const hidden = "(not shown)";
@@ -53,9 +54,18 @@ function fileShape(config: Config): Record<string, unknown> {
     streaming: {
       heartbeat_ms: streaming.heartbeatMs,
       disconnect_grace_ms: streaming.disconnectGraceMs,
+      microbatch_ms: streaming.microbatchMs,
       metrics_every_ms: streaming.metricsEveryMs,
     },
-    models: { dir: config.models.dir, roots: config.models.roots },
+    models: {
+      dir: config.models.dir,
+      roots: config.models.roots,
+      fetch: {
+        enabled: config.models.fetch.enabled,
+        allow_hosts: config.models.fetch.allowHosts,
+      },
+      trust: config.models.trust,
+    },
     ...(config.engineBin === null ? {} : { engines: { llamacpp: { bin: config.engineBin } } }),
     restart: {
       backoff_ms: restart.backoffMs,
@@ -63,12 +73,7 @@ function fileShape(config: Config): Record<string, unknown> {
       breaker_failures: restart.breakerFailures,
       breaker_window_ms: restart.breakerWindowMs,
     },
-    artifacts: {
-      root: config.artifacts.root,
-      max_bytes: config.artifacts.bytesMax,
-      max_age_days:
-        config.artifacts.maxAgeMs === null ? null : config.artifacts.maxAgeMs / (24 * 3600 * 1000),
-    },
+    artifacts: artifactsShape(config.artifacts),
     storage: { durability: config.storage.durability },
     shutdown: { drain_deadline_ms: config.shutdown.drainDeadlineMs },
     pools: config.pools.map(poolShape),
@@ -86,6 +91,24 @@ const budgetShape = (budget: Budget) => ({
   cost: budget.cost,
 });
 
+const artifactsShape = ({ root, s3, bytesMax, maxAgeMs, transcripts }: ArtifactsSpec) => ({
+  root: s3 === null ? root : null,
+  max_bytes: bytesMax,
+  max_age_days: maxAgeMs === null ? null : maxAgeMs / (24 * 3600 * 1000),
+  transcripts,
+  s3:
+    s3 === null
+      ? null
+      : {
+          endpoint: s3.endpoint,
+          bucket: s3.bucket,
+          region: s3.region,
+          prefix: s3.prefix,
+          [`access_key_id_${s3.accessKeyId.from}`]: s3.accessKeyId.name,
+          [`secret_access_key_${s3.secretAccessKey.from}`]: s3.secretAccessKey.name,
+        },
+});
+
 const keyShape = (key: KeySpec) => ({
   id: key.keyId,
   ...(key.filePath === null ? { sha256: hidden } : { file: key.filePath }),
@@ -94,10 +117,19 @@ const keyShape = (key: KeySpec) => ({
   budget: key.budget === null ? null : { ...budgetShape(key.budget), window_ms: key.budget.windowMs },
 });
 
+/** Where the key comes from; never the key. */
+const remoteShape = ({ baseUrl, kind, key }: RemoteServer) => ({
+  base_url: baseUrl,
+  server: kind,
+  ...(key === null ? {} : { [`api_key_${key.from}`]: key.name }),
+});
+
 const poolShape = (pool: PoolSpec) => ({
   id: pool.id,
   engine: pool.engine,
   model: pool.modelRef,
+  ...(pool.remote === null ? {} : remoteShape(pool.remote)),
+  ...(pool.engine === "llamacpp" ? { rpc: pool.rpc } : {}),
   replicas: pool.replicas,
   slots: pool.slots,
   ctx: pool.ctx,
@@ -110,7 +142,16 @@ const poolShape = (pool: PoolSpec) => ({
     first_token_ms: pool.timeouts.firstTokenMs,
     inter_token_ms: pool.timeouts.interTokenMs,
     stop_grace_ms: pool.timeouts.stopGraceMs,
+    task_ms: pool.taskTimeoutMs,
   },
+  preempt:
+    pool.preempt === null
+      ? false
+      : {
+          max_wait_ms: pool.preempt.maxWaitMs,
+          max_cuts: pool.preempt.maxCuts,
+          min_gain_ms: pool.preempt.minGainMs,
+        },
   price: {
     per_1k_tokens_in: pool.price.per1kTokensIn,
     per_1k_tokens_out: pool.price.per1kTokensOut,

@@ -48,6 +48,11 @@ export const oneOf = <const T extends readonly string[]>(values: T, options: Sch
   );
 export const text = (description: string) =>
   Type.String({ minLength: 1, maxLength: outer.textCharsMax, description, "x-expected": "a non-empty text" });
+export const variable = () =>
+  Type.String({
+    pattern: "^[A-Z_][A-Z0-9_]{0,127}$",
+    "x-expected": "the name of an environment variable, in capitals",
+  });
 export const section = <T extends Record<string, TSchema>>(properties: T, description: string) =>
   optional(Type.Object(properties, { additionalProperties: false, default: {}, description }));
 
@@ -68,16 +73,6 @@ export const laterNull = () =>
       description: "Not supported by this version: null or absent.",
     }),
   );
-export const laterEmpty = () =>
-  optional(
-    Type.Array(Type.String(), {
-      maxItems: 0,
-      default: [],
-      "x-later": [],
-      description: "Not supported by this version: an empty list or absent.",
-    }),
-  );
-
 export function laterEmptyOrNull() {
   return optional(
     Type.Union([Type.Array(Type.Integer(), { maxItems: 0 }), Type.Null()], {

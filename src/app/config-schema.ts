@@ -9,13 +9,14 @@
  * accepted as if it worked.
  */
 import { type Static, Type } from "@sinclair/typebox";
+import { trustPolicies } from "../domain/catalog.ts";
+import { allowedHostForm, allowedHostsDefault } from "../domain/fetch-policy.ts";
 import { limits } from "../domain/limits.ts";
 import type { Fairness } from "../domain/queue.ts";
 import { logLevels } from "../ports/telemetry.ts";
+import { artifactsSchema } from "./config-schema-artifacts.ts";
 import {
   integer,
-  later,
-  laterEmpty,
   laterNull,
   milliseconds,
   msMax,
@@ -106,7 +107,7 @@ const storage = Type.Object(
   { additionalProperties: false },
 );
 
-export const authModes = ["required", "loopback-open", "off"] as const;
+const authModes = ["required", "loopback-open", "off"] as const;
 
 export const configFileSchema = Type.Object(
   {
@@ -239,28 +240,17 @@ export const configFileSchema = Type.Object(
           limits.disconnectGraceMsDefault,
           "Before a task without viewers is cut.",
         ),
-        microbatch_ms: later(0),
+        microbatch_ms: milliseconds(
+          0,
+          limits.microbatchMsDefault,
+          "Tokens are sent together with those of so long after the last ones; 0: each at once. The first and the end never wait.",
+          limits.microbatchMsMax,
+        ),
         metrics_every_ms: milliseconds(10, limits.metricsEveryMsDefault, "Metrics events of a stream."),
       },
       "Event streams.",
     ),
-    artifacts: section(
-      {
-        root: nullable(text("Path"), "Where they lie; null: artifacts in the state folder."),
-        max_bytes: integer(
-          outer.artifactRootBytesMin,
-          Number.MAX_SAFE_INTEGER,
-          limits.artifactRootBytesDefault,
-          "All of them together; the oldest that nothing refers to go first.",
-        ),
-        max_age_days: nullable(
-          Type.Integer({ minimum: 1, maximum: outer.artifactAgeDaysMax }),
-          "What nothing refers to goes after so many days; null: never for its age.",
-        ),
-        s3: laterNull(),
-      },
-      "Content-addressed documents and attachments.",
-    ),
+    artifacts: artifactsSchema,
     models: section(
       {
         dir: optional(
@@ -274,10 +264,28 @@ export const configFileSchema = Type.Object(
           }),
         ),
         fetch: section(
-          { enabled: later(false), allow_hosts: laterEmpty() },
-          "Not supported by this version.",
+          {
+            enabled: optional(
+              Type.Boolean({ default: true, description: "false: nothing is ever fetched." }),
+            ),
+            allow_hosts: optional(
+              Type.Array(text(allowedHostForm), {
+                maxItems: outer.listMax,
+                default: [...allowedHostsDefault],
+                description:
+                  "Who may be asked for a model, redirects included: names (https, internet addresses only), or addresses of your own (also http).",
+              }),
+            ),
+          },
+          "Models that lie elsewhere, fetched into dir when the catalog or a pool asks for them.",
         ),
-        trust: later("permissive", ["strict"]),
+        trust: optional(
+          oneOf(trustPolicies, {
+            default: "permissive",
+            description:
+              "What may be loaded. permissive: what was not found wrong; strict: what was verified against the digest of its catalog entry.",
+          }),
+        ),
       },
       "Where model files are.",
     ),

@@ -3,7 +3,7 @@
  * everything after start-up reads the result and nothing reads flags or environment again.
  *
  * Always holds: flag before environment before file before default; units stand in the names, paths are
- * absolute, secrets are digests; and either there is a valid Config or the list of all that is wrong.
+ * absolute, secrets are digests or do not show; and either there is a valid Config or the list of all that is wrong.
  */
 import { homedir } from "node:os";
 import { delimiter, dirname, isAbsolute, join, resolve } from "node:path";
@@ -11,9 +11,11 @@ import type { PoolSpec } from "../domain/pool.ts";
 import type { Fairness } from "../domain/queue.ts";
 import type { Budget } from "../domain/task.ts";
 import { type LogLevel, logLevels } from "../ports/telemetry.ts";
+import { type ArtifactsSpec, compileArtifacts, namedVariables } from "./config-artifacts.ts";
 import { readDocument } from "./config-document.ts";
 import { type ConfigFiles, systemFiles } from "./config-files.ts";
 import { compileBudget, compileKeys, type KeySpec, type RateLimit } from "./config-keys.ts";
+import { compileModels, type ModelsSpec } from "./config-models.ts";
 import { compilePools, type PoolsFrom, type ReadModelKind } from "./config-pools.ts";
 import { nearestName, orList, type Problem, Problems } from "./config-problems.ts";
 import { type AuthMode, type Durability, durabilityDefault, type FilledConfigFile } from "./config-schema.ts";
@@ -51,9 +53,11 @@ export interface Config {
   readonly streaming: {
     readonly heartbeatMs: number;
     readonly disconnectGraceMs: number;
+    /** 0: every frame is sent at once. */
+    readonly microbatchMs: number;
     readonly metricsEveryMs: number;
   };
-  readonly models: { readonly dir: string; readonly roots: readonly string[] };
+  readonly models: ModelsSpec;
   /** The llama-server program; null where none was found and no pool needs one. */
   readonly engineBin: string | null;
   readonly restart: {
@@ -62,15 +66,8 @@ export interface Config {
     readonly breakerFailures: number;
     readonly breakerWindowMs: number;
   };
+  readonly artifacts: ArtifactsSpec;
   /** power: an accepted task is synced to disk before its 202 leaves; process: written, not synced. */
-  readonly artifacts: {
-    /** Absolute path. */
-    readonly root: string;
-    readonly documentBytesMax: number;
-    readonly bytesMax: number;
-    /** Null: none goes for its age. */
-    readonly maxAgeMs: number | null;
-  };
   readonly storage: { readonly durability: Durability };
   readonly shutdown: { readonly drainDeadlineMs: number };
   readonly pools: readonly PoolSpec[];
@@ -103,7 +100,7 @@ export type ConfigResult =
   | { readonly ok: true; readonly config: Config; readonly warnings: readonly string[] }
   | { readonly ok: false; readonly problems: readonly Problem[] };
 
-export const envNames = [
+const envNames = [
   "ORCHD_ADDR",
   "ORCHD_CONFIG",
   "ORCHD_STATE_DIR",
@@ -118,7 +115,7 @@ export function compileConfig(input: ConfigInput): ConfigResult {
   const problems = new Problems(input.filePath ?? "configuration");
   const warnings: string[] = [];
   const { file, whole } = readDocument(input.fileText ?? "", problems);
-  warnUnknownEnv(input.env, warnings);
+  warnUnknownEnv(input.env, namedVariables(file), warnings);
   const config = compile({ file, whole, input, problems, warnings });
   if (problems.found.length > 0) return { ok: false, problems: problems.inOrder() };
   return { ok: true, config: deepFreeze(config), warnings };
@@ -184,12 +181,15 @@ function compile(of: {
     warnings,
   });
   const roots = file.models.roots.map(fromFile);
+  const models = { dir: modelsDir, roots, ...compileModels(file, problems) };
   const pools = compilePools(file.pools, {
     modelsDir,
+    fetch: models.fetch,
     modelsDirNamed: flags.modelsDir !== undefined || file.models.dir !== defaultModelsDir,
     modelRoots: roots,
     whole: of.whole,
     engineBin,
+    env: input.env,
     files,
     absolute: fromFile,
     readModelKind: input.readModelKind,
@@ -205,22 +205,23 @@ function compile(of: {
       : file.state_dir === null
         ? join(xdg(input, "XDG_STATE_HOME", ".local/state"), "orchestratord")
         : fromFile(file.state_dir);
-  const { root, max_bytes, max_age_days } = file.artifacts;
   return {
     filePath: input.filePath,
     addr: addr ?? { host: "", port: 0 },
     stateDir: stateDirPath,
-    artifacts: {
-      root: root === null ? join(stateDirPath, "artifacts") : fromFile(root),
-      documentBytesMax: file.limits.artifact_bytes,
-      bytesMax: max_bytes,
-      maxAgeMs: max_age_days === null ? null : max_age_days * 24 * 3600 * 1000,
-    },
+    artifacts: compileArtifacts(file, {
+      stateDir: stateDirPath,
+      env: input.env,
+      files,
+      absolute: fromFile,
+      problems,
+      warnings,
+    }),
     logLevel,
     auth: { mode: file.auth.mode, keys },
     ...renamed(file),
     tls: compileTls(file, files, fromFile, problems),
-    models: { dir: modelsDir, roots },
+    models,
     engineBin: "path" in engineBin ? engineBin.path : null,
     pools: pools.pools,
     poolsFrom: pools.from,
@@ -259,6 +260,7 @@ const renamed = (
   streaming: {
     heartbeatMs: file.streaming.heartbeat_ms,
     disconnectGraceMs: file.streaming.disconnect_grace_ms,
+    microbatchMs: file.streaming.microbatch_ms,
     metricsEveryMs: file.streaming.metrics_every_ms,
   },
   restart: {
@@ -369,9 +371,9 @@ function warnUnpriced(
 }
 
 /** A variable of ours that nobody reads is likely a slip; other tools may have their own, so it is no error. */
-function warnUnknownEnv(env: ConfigInput["env"], warnings: string[]): void {
+function warnUnknownEnv(env: ConfigInput["env"], named: readonly string[], warnings: string[]): void {
   for (const name of Object.keys(env)) {
-    if (!name.startsWith("ORCHD_") || (envNames as readonly string[]).includes(name)) continue;
+    if (!name.startsWith("ORCHD_") || [...envNames, ...named].includes(name)) continue;
     const nearest = nearestName(
       name.slice("ORCHD_".length),
       envNames.map((known) => known.slice("ORCHD_".length)),

@@ -2,7 +2,7 @@
  * What a command in cli/ and the composition root (app/bootstrap.ts) know of each other, so that a command
  * can be read and tested without everything that the root names.
  */
-import type { Entropy } from "../ports/clock.ts";
+import type { Clock, Entropy } from "../ports/clock.ts";
 import type { Log } from "../ports/telemetry.ts";
 import type { ApiKeys } from "./api-keys.ts";
 import type { BuildInfo } from "./build-info.ts";
@@ -30,6 +30,7 @@ export type Bootstrap = (deps: {
 /** What app/bootstrap.ts exports: the commands get their adapters from there and from nowhere else. */
 export interface Composition {
   readonly bootstrap: Bootstrap;
+  readonly clock: Clock;
   readonly entropy: Entropy;
   readonly readModelKind: ReadModelKind;
 }

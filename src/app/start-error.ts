@@ -4,7 +4,7 @@
  */
 
 export class StartError extends Error {
-  readonly startErrorKind: "locked" | "state_dir" | "key_file" | "address";
+  readonly startErrorKind: "locked" | "state_dir" | "key_file" | "address" | "artifacts";
 
   constructor(kind: StartError["startErrorKind"], message: string, options?: { cause?: unknown }) {
     super(message, options);

@@ -7,9 +7,13 @@
 import { Command, CommanderError, Option } from "commander";
 import type { ConfigFlags } from "../app/config.ts";
 import { nearestName } from "../app/config-problems.ts";
+import type { FetchFlags } from "./fetch.ts";
+import type { ReplayFlags } from "./replay.ts";
 
 export type ParsedArgs =
   | { readonly command: "serve" | "check-config"; readonly flags: ConfigFlags }
+  | { readonly command: "replay"; readonly flags: ConfigFlags; readonly replay: ReplayFlags }
+  | { readonly command: "fetch"; readonly flags: ConfigFlags; readonly fetch: FetchFlags }
   | { readonly command: "version" }
   /** For stdout. */
   | { readonly command: "help"; readonly text: string }
@@ -17,21 +21,31 @@ export type ParsedArgs =
   | { readonly command: "usage-error"; readonly text: string };
 
 const programName = "orchestratord";
-const words = ["serve"];
+const words = ["serve", "replay", "fetch"];
 
 const epilogue = `A flag goes before the environment, that before the configuration file.
 Exit codes: 0 fine, 1 failure, 2 usage or configuration, 130 and 143 after a signal and a clean end.
+replay runs a finished task again as its trace artifact tells it, on a running daemon: 0 the same bytes, 1 others, 2 not told.
+fetch has a running daemon fetch a model into its models folder and shows how far it is: 0 it is there and right, 1 it is not, 2 not told.
 `;
 
 interface RawOptions extends Record<keyof ConfigFlags, string | undefined> {
   readonly checkConfig?: boolean;
+  readonly server?: string;
+  readonly keyFile?: string;
+  readonly json?: boolean;
+  readonly id?: string;
+  readonly sha256?: string;
   readonly version?: boolean;
 }
 
 function program(): Command {
   return new Command(programName)
     .description("Schedules LLM work onto supervised llama.cpp engines: one queue, one promise per task.")
-    .argument("[command]", "serve: run the daemon (the default)")
+    .argument(
+      "[command]",
+      "serve: run the daemon (the default); replay ARTIFACT: run a finished task again; fetch MODEL: fetch hf:ORG/REPO/FILE.gguf, https://… or a catalog entry",
+    )
     .allowExcessArguments(true)
     .addOption(new Option("--addr <host:port>", "where to listen (ORCHD_ADDR; default 0.0.0.0:8080)"))
     .addOption(
@@ -54,6 +68,18 @@ function program(): Command {
     .addOption(
       new Option("--check-config", "print the effective configuration and what is wrong with it, then exit"),
     )
+    .addOption(
+      new Option("--server <url>", "replay, fetch: the daemon to ask (default: the configured address)"),
+    )
+    .addOption(
+      new Option(
+        "--key-file <file>",
+        "replay, fetch: a file with the key (default: ORCHD_API_KEY, else the first-run key)",
+      ),
+    )
+    .addOption(new Option("--json", "replay, fetch: the outcome as JSON"))
+    .addOption(new Option("--id <id>", "fetch: what the catalog calls it (default: after its file)"))
+    .addOption(new Option("--sha256 <digest>", "fetch: the digest that the file must have"))
     .addOption(new Option("--version", "print the version, then exit"))
     .helpOption("--help", "print this, then exit")
     .exitOverride()
@@ -79,14 +105,45 @@ export function parseArgs(argv: readonly string[]): ParsedArgs {
   const options = command.opts<RawOptions>();
   const [word, ...rest] = command.args;
   if (word !== undefined && !words.includes(word)) return unknownWord(word, words, "command");
-  if (rest[0] !== undefined) return unknownWord(rest[0], [], "argument");
+  const takesOne = word === "replay" || word === "fetch";
+  const [named, ...more] = takesOne ? rest : [undefined, ...rest];
+  if (more[0] !== undefined) return unknownWord(more[0], [], "argument");
   if (options.version === true) return { command: "version" };
-  const { addr, config, stateDir, modelsDir, engineBin, logLevel } = options;
-  return {
-    command: options.checkConfig === true ? "check-config" : "serve",
-    flags: { addr, config, stateDir, modelsDir, engineBin, logLevel },
-  };
+  const { addr, config, stateDir, modelsDir, engineBin, logLevel, server, keyFile, json, id, sha256 } =
+    options;
+  const flags = { addr, config, stateDir, modelsDir, engineBin, logLevel };
+  const ofClients: readonly [string, unknown][] = [
+    ["--server", server],
+    ["--key-file", keyFile],
+    ["--json", json],
+  ];
+  const ofFetch: readonly [string, unknown][] = [
+    ["--id", id],
+    ["--sha256", sha256],
+  ];
+  const misplaced = (given: readonly [string, unknown][]): string | undefined =>
+    given.find(([, value]) => value !== undefined)?.[0];
+  if (word !== "fetch" && misplaced(ofFetch) !== undefined)
+    return usage(`${misplaced(ofFetch)} goes with the command fetch`);
+  if (word === "replay") {
+    if (named === undefined)
+      return usage("replay needs the id of a trace artifact, or a file that holds one");
+    return { command: "replay", flags, replay: { artifact: named, server, keyFile, json } };
+  }
+  if (word === "fetch") {
+    if (named === undefined)
+      return usage("fetch needs a model: hf:ORG/REPO/FILE.gguf, https://HOST/FILE.gguf or a catalog entry");
+    return { command: "fetch", flags, fetch: { ref: named, id, sha256, server, keyFile, json } };
+  }
+  if (misplaced(ofClients) !== undefined)
+    return usage(`${misplaced(ofClients)} goes with the command replay or fetch`);
+  return { command: options.checkConfig === true ? "check-config" : "serve", flags };
 }
+
+const usage = (text: string): ParsedArgs => ({
+  command: "usage-error",
+  text: `${programName}: ${text}\n${seeHelp}`,
+});
 
 const flagNames = (command: Command): string[] => [
   ...command.options.map((option) => option.long ?? "").filter((name) => name !== ""),

@@ -97,7 +97,7 @@ export function searchText({ content, metadata, tags }: ArtifactDocument): strin
   for (const tag of tags) take(tag);
   for (const [name, value] of Object.entries(metadata)) take(`${name} ${value}`);
   // A stack of its own and no recursion: how deep a document nests is bounded only where it came over HTTP.
-  const open: unknown[] = [content];
+  const open: unknown[] = [searchedPart(content)];
   while (open.length > 0 && left > 0) {
     const value = open.pop();
     if (typeof value === "string") take(value);
@@ -110,15 +110,22 @@ export function searchText({ content, metadata, tags }: ArtifactDocument): strin
   return parts.join("\n").slice(0, limits.artifactSearchCharsMax);
 }
 
+/** Of a transcript its texts: a walk through the ids of its tokens finds nothing that anybody looks for. */
+function searchedPart(content: ArtifactContent): unknown {
+  if (typeof content === "string" || !("trace_version" in content)) return content;
+  const { request, output, ending } = content;
+  const text = typeof output === "object" && output !== null && "text" in output ? output.text : null;
+  return { request, text, ending };
+}
+
 /** All of these must occur, as parts of words too. */
 export const searchWords = (query: string): string[] =>
-  [...new Set(query.toLowerCase().split(/\s+/u))]
-    .filter((word) => word !== "")
-    .slice(0, limits.artifactSearchWordsMax);
+  [...new Set(query.toLowerCase().split(/\s+/u))].filter((word) => word !== "");
 
 /** An entry that nothing refers to, as the collection sees it. */
 export interface Collectable {
-  readonly createdMs: number;
+  /** When it was stored last. */
+  readonly storedMs: number;
   readonly sizeBytes: number;
 }
 
@@ -138,7 +145,7 @@ export function collected(
   { maxAgeMs, overBytes }: CollectionRules,
   nowMs: number,
 ): "age" | "quota" | null {
-  const ageMs = nowMs - entry.createdMs;
+  const ageMs = nowMs - entry.storedMs;
   if (ageMs < limits.artifactGraceMs) return null;
   if (maxAgeMs !== null && ageMs >= maxAgeMs) return "age";
   return overBytes > 0 ? "quota" : null;

@@ -8,8 +8,9 @@
  * | nothing sent                   | fresh: as the first one, still exact                                       |
  * | max_tokens reached             | finished: only the engine's last word was lost                             |
  * | grammar, JSON schema           | replay: an engine begins a grammar at its root, whatever the prompt says   |
- * | sampled, strict, same build    | replay                                                                     |
+ * | strict, same build             | replay                                                                     |
  * | a stop string begun, same build| replay: the engine looks for stop strings in what it says itself only      |
+ * | a chat that its engine renders | replay where it cannot go on behind the beginning of an answer             |
  * | everything else                | prefix: by ids, or by text where ids are missing or the model is another   |
  *
  * Always holds: what a plan says was sent is never sent again; `exact` never gets better.
@@ -37,6 +38,10 @@ export interface EngineBuild {
   readonly version: string | null;
   /** The model's digest where it is known, else its path. */
   readonly model: string | null;
+  /** Tells two files of one path apart. */
+  readonly modelStamp: string | null;
+  /** A digest of what the engine was started with. */
+  readonly settings: string;
   readonly device: string | null;
 }
 
@@ -48,6 +53,8 @@ export interface ContinuationInput {
   readonly next: EngineBuild;
   /** What is left of exactness by now. */
   readonly exact: Exactness;
+  /** How the next engine can be put behind what was sent. Absent: by ids or by text, whichever is better. */
+  readonly resumes?: "text" | "never";
 }
 
 interface Going {
@@ -90,9 +97,11 @@ export function planContinuation(input: ContinuationInput): ContinuationPlan {
     return { way: "finished", finishReason: "length", exact };
   const sampled = sampling.temperature > 0;
   const stopOpen = openStopUnits(textOf(sent), sampling.stop) > 0;
-  const replays = stopOpen || (sampled && spec.determinism === "strict");
+  // Greedy, too: what a prefix computes in one batch an uncut run computed token by token, and sums round otherwise.
+  const replays = stopOpen || spec.determinism === "strict";
   // What no single run has said cannot be said again.
   if (replays && sameBuild && exact !== "no") return replayOf(input, exact);
+  if (input.resumes === "never") return replayOf(input, worse(exact, sameBuild ? "yes" : "no"));
   // An uncut run would not have sent the beginning of a stop string. Nor is it said again: the output has to look
   // for the rest of it.
   return prefixOf(input, worse(exact, sampled || !sameBuild || stopOpen ? "no" : "unverified"), !stopOpen);
@@ -104,7 +113,12 @@ export function planAfterDivergence(input: ContinuationInput): ContinuationPlan 
   if (hasGrammar(input.spec)) {
     const message =
       "the engine did not repeat what it had said, and a grammar cannot be entered in its middle";
-    return { way: "impossible", message: `${message}: submit the task again`, exact: "no" };
+    return { way: "impossible", message, exact: "no" };
+  }
+  if (input.resumes === "never") {
+    const message =
+      "the engine did not repeat what it had said, and it cannot go on behind the beginning of an answer";
+    return { way: "impossible", message, exact: "no" };
   }
   return prefixOf(input, "no", false);
 }
@@ -126,12 +140,13 @@ function replayOf({ spec, sent }: ContinuationInput, exact: Exactness): GoingPla
 function prefixOf(input: ContinuationInput, exact: Exactness, repeats: boolean): ContinuationPlan {
   const { spec, sent, first, next } = input;
   const { stop, temperature } = spec.sampling;
-  const covered = first.model !== null && first.model === next.model ? coveredPieces(input, repeats) : 0;
+  const byIds = input.resumes === undefined;
+  const covered = byIds && isSameModel(first, next) ? coveredPieces(input, repeats) : 0;
   const tail = sent.slice(covered);
   const openText = stop.length === 0 ? "" : textOf(sent);
   // Nothing exact is promised of a sampled prefix: it should not draw the same numbers again at other places.
   const seedAt = (tokens: number) => (temperature > 0 ? continuedSeed(spec.seed, tokens) : spec.seed);
-  if (covered > 0 || (tail.length === sent.length && repeats && repeatsTail(input, tail))) {
+  if (covered > 0 || (byIds && tail.length === sent.length && repeats && repeatsTail(input, tail))) {
     const ids = idsOf(sent.slice(0, covered)) ?? [];
     if (ids.length >= spec.maxTokens) return { way: "finished", finishReason: "length", exact };
     return {
@@ -173,25 +188,29 @@ function coveredPieces({ spec, sent }: ContinuationInput, repeats: boolean): num
 
 /** The whole of what was sent is a tail that greedy decoding repeats: the prompt's own ids are enough. */
 const repeatsTail = ({ spec, first, next }: ContinuationInput, tail: readonly SentPiece[]): boolean =>
-  spec.sampling.temperature === 0 &&
-  first.model !== null &&
-  first.model === next.model &&
-  tail.length <= limits.repeatedPiecesMax;
+  spec.sampling.temperature === 0 && isSameModel(first, next) && tail.length <= limits.repeatedPiecesMax;
 
-const hasGrammar = ({ sampling }: ContinuationInput["spec"]): boolean =>
+const hasGrammar = ({ sampling }: Pick<TaskSpec, "sampling">): boolean =>
   sampling.grammar !== null || sampling.jsonSchema !== null;
 
-export const isSameBuild = (a: EngineBuild, b: EngineBuild): boolean =>
+/** Cut on the same build, it says again what it had said (begun stop strings left aside). */
+export const mustReplay = (spec: Pick<TaskSpec, "sampling" | "determinism">): boolean =>
+  hasGrammar(spec) || spec.determinism === "strict";
+
+const isSameModel = (a: EngineBuild, b: EngineBuild): boolean =>
+  a.model !== null && a.model === b.model && a.modelStamp === b.modelStamp;
+
+const isSameBuild = (a: EngineBuild, b: EngineBuild): boolean =>
   a.engine === b.engine &&
   a.version !== null &&
   a.version === b.version &&
-  a.model !== null &&
-  a.model === b.model &&
+  isSameModel(a, b) &&
+  a.settings === b.settings &&
   a.device === b.device;
 
 const rank: Readonly<Record<Exactness, number>> = { yes: 0, unverified: 1, no: 2 };
 
-export const worse = (a: Exactness, b: Exactness): Exactness => (rank[a] >= rank[b] ? a : b);
+const worse = (a: Exactness, b: Exactness): Exactness => (rank[a] >= rank[b] ? a : b);
 
 const textOf = (pieces: readonly SentPiece[]): string => pieces.map(({ text }) => text).join("");
 
@@ -255,25 +274,4 @@ export function tokensOfEnded(
 ): TaskTokens {
   const before = plan?.tokensBefore ?? 0;
   return { tokensIn: tokensInFirst ?? done.tokensIn - before, tokensOut: before + done.tokensOut };
-}
-
-/** An attempt's time on its engine; `tokensRepeated`: those it said again of what was sent. */
-export interface AttemptTime {
-  readonly promptMs: number;
-  readonly decodeMs: number;
-  readonly tokensNew: number;
-  readonly tokensRepeated: number;
-}
-
-/**
- * Time that a budget is charged: the first prompt, and each new token once. What a cut made the engine read or say
- * again is the service's loss, not the client's.
- */
-export function chargedMs(attempts: readonly AttemptTime[]): number {
-  let ms = attempts[0]?.promptMs ?? 0;
-  for (const { decodeMs, tokensNew, tokensRepeated } of attempts) {
-    const tokens = tokensNew + tokensRepeated;
-    ms += tokens === 0 ? 0 : decodeMs * (tokensNew / tokens);
-  }
-  return ms;
 }

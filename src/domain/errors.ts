@@ -13,6 +13,8 @@ export const errorTable = {
   METHOD_NOT_ALLOWED: { status: 405, retriable: false },
   CONFLICT: { status: 409, retriable: false },
   SESSION_EXHAUSTED: { status: 409, retriable: false },
+  /** The catalog says that the model is Retired. */
+  MODEL_DEPRECATED: { status: 410, retriable: false },
   PAYLOAD_TOO_LARGE: { status: 413, retriable: false },
   ADMISSION_REJECT: { status: 429, retriable: true },
   QUEUE_FULL_DROP_LRU: { status: 429, retriable: true },
@@ -35,7 +37,7 @@ export const errorCodes = Object.keys(errorTable) as ErrorCode[];
 
 export interface ErrorDetails {
   readonly retryAfterMs?: number | undefined;
-  /** Which bound refused: a full queue's policy, rate, streams, sessions, budget-tokens, budget-time, budget-cost. */
+  /** Which bound refused: a full queue's policy, rate, streams, sessions, artifacts, budget-tokens, -time, -cost. */
   readonly policyLabel?: string | undefined;
   readonly engine?: string | undefined;
   readonly poolId?: string | undefined;

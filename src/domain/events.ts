@@ -1,5 +1,5 @@
 /**
- * Stream events (behaviour §5): started -> token* with metrics* after the first token -> end | error.
+ * Stream events (ORCHD-STREAM-1): started -> token* with metrics* after the first token -> end | error.
  * `id:` is the sequence number within the task's log, without gaps; exactly one terminal event (end, error).
  * Field names are the wire's: this is the one place in the domain that speaks snake_case.
  */

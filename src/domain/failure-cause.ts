@@ -20,8 +20,8 @@ export interface ExitFacts {
   readonly logTail: readonly string[];
   /** load: it never became ready; serve: it was ready. */
   readonly phase: "load" | "serve";
-  /** What an engine inside this process said of its own end; null for a process. */
-  readonly reason: string | null;
+  /** What an engine without a process of its own said of its end, with the cause where it told; null for a process. */
+  readonly reason: string | Pick<ReplicaFailure, "cause" | "message"> | null;
   readonly atMs: number;
 }
 
@@ -51,6 +51,7 @@ export function isHopeless(failure: Pick<ReplicaFailure, "cause" | "message">): 
     case "model_missing":
     case "model_corrupt":
     case "bad_flag":
+    case "refused":
       return true;
     case "spawn_failed":
       return !/\b(EAGAIN|ENOMEM|EMFILE|ENFILE|ETXTBSY)\b/.test(failure.message);
@@ -85,6 +86,8 @@ type Verdict = readonly [FailureCause, string];
 function causeOf(facts: ExitFacts, subject: FailureSubject): Verdict {
   const model = subject.modelPath ?? subject.modelRef;
   const setting = `"model" of pool ${subject.id}`;
+  if (typeof facts.reason === "object" && facts.reason !== null)
+    return [facts.reason.cause, facts.reason.message];
   if (facts.reason !== null) return ["crashed", `the engine ended: ${facts.reason}`];
   if (facts.phase === "serve") {
     const lines = facts.logTail.slice(-serveTailLines).map(plainLogLine);
@@ -126,9 +129,11 @@ function badFlag(lines: readonly string[], subject: FailureSubject): Verdict | n
   }
   const value = lastMatch(lines, /^error while handling argument "([^"]+)": (.*)$/);
   if (value !== null) {
+    // The one of our own flags that depends on how the engine was built.
+    const setting = value[1] === "--rpc" ? "rpc" : "args";
     return [
       "bad_flag",
-      `the engine refuses the value of ${value[1]} (${value[2]}): correct "args" of pool ${subject.id}`,
+      `the engine refuses the value of ${value[1]} (${value[2]}): correct "${setting}" of pool ${subject.id}`,
     ];
   }
   return null;

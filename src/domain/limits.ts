@@ -1,7 +1,7 @@
 /**
- * Every bound of the program: queues, buffers, retries, timers. What an operator may change stands in the
+ * The bounds of the program: queues, buffers, retries, timers. What an operator may change stands in the
  * configuration (its defaults and outer bounds refer to these); what nobody should need to change stands
- * only here. Units come last in each name.
+ * only here, or at the head of the one file that has to know it. Units come last in each name.
  */
 import { assert } from "./assert.ts";
 
@@ -12,6 +12,14 @@ export const limits = {
   bodyBytesMax: 64 * 1024 * 1024,
   idleTimeoutSeconds: 120,
   rateBucketsMax: 4096,
+  /** Where a refusal comes back to when nothing says more: long enough to matter, short enough to try. */
+  retryMsDefault: 1_000,
+  /** A key with as many streams open as it may. */
+  streamsRetryMs: 1_000,
+  /** What surrounds the content of an artifact in its request: names, tags, escapes. */
+  artifactEnvelopeBytes: 64 * 1024,
+  /** Viewers that read their last frame need a moment; one that does not read must not hold the exit. */
+  lastFramesMs: 2_000,
   streamsPerKeyDefault: 1024,
   listPageDefault: 50,
   listPageMax: 500,
@@ -43,8 +51,12 @@ export const limits = {
   queueCapacityMax: 1_000_000,
   attemptsMax: 3,
   mailboxTurnEventsMax: 100_000,
+  /** Sent back to: a pool that was given up, a daemon that shuts down, a placement that leaves no pool. */
+  poolRetryMs: 30_000,
+  /** Blocks of 64 characters of a prompt that are compared with what a slot held last. */
+  prefixBlocksMax: 256,
   batchMaxWaitMsDefault: 300_000,
-  /** One start in this many goes to an aged batch task while there is one (behaviour §9). */
+  /** One start in this many goes to an aged batch task while there is one (ORCHD-ADM-2). */
   agedStartEvery: 4,
   /** shed-low-priority refuses batch tasks from this share of the capacity on. */
   shedFromPercent: 80,
@@ -58,13 +70,21 @@ export const limits = {
   exclusiveMaxDefault: 1,
   /** Exclusive tasks of a class whose turn came and that wait apart, for a replica of their own. */
   exclusiveCalledMax: 16,
+  /** pools[].preempt: how long an interactive task waits before a batch task is cut for it, and how often one is cut. */
+  preemptWaitMsDefault: 2_000,
+  preemptCutsDefault: 3,
+  /** What an engine takes to free a slot whose attempt was cut, milliseconds while decoding: a cut gains that at least. */
+  preemptGainMsDefault: 250,
+  /** Times that gain: so long a due cut waits for a task that is about to end, and between looks where nobody may be cut. */
+  preemptPatienceGains: 2,
+  preemptAgainGains: 4,
 
   // Continuation
   /** Pieces of unknown tokens that greedy decoding says again rather than going on from text. */
   repeatedPiecesMax: 8,
   /** Crashes in a row after which a task is tried alone; so many new tokens before a crash clear it. */
   crashesSharedMax: 2,
-  suspectClearingTokens: 32,
+  suspectClearingTokens: 4,
 
   // Sessions
   sessionTtlMsDefault: 600_000,
@@ -73,16 +93,26 @@ export const limits = {
   sessionsMax: 16_384,
   /** Expired ones forgotten by one firing of the timer. */
   sessionSweepMax: 500,
+  /** Sent back to while there are as many as may be, all of them in use. */
+  sessionsRetryMs: 1_000,
 
   // Event logs and records of tasks
   finishedLogBytesMax: 64 * 1024 * 1024,
   finishedTasksMax: 20_000,
+  taskPruneEveryMs: 60_000,
+  /** Ended tasks that are forgotten before their line is cut; then half of it at least goes. */
+  taskCompactAfter: 1024,
   taskRetentionMsDefault: 24 * 3600 * 1000,
   /** What one pull of a viewer takes at most, so that a long replay does not become one huge buffer. */
   viewerChunkBytesMax: 64 * 1024,
+  /** What the kernel holds unsent for a client that does not read; what is under way to it comes on top. */
+  viewerUnsentBytesMax: 128 * 1024,
   heartbeatMsDefault: 10_000,
   disconnectGraceMsDefault: 5_000,
   metricsEveryMsDefault: 1_000,
+  /** Off; a reader notices more than the bound. */
+  microbatchMsDefault: 0,
+  microbatchMsMax: 250,
 
   // State on disk
   /** After a refused write nothing new is taken for so long; then the next task finds out. */
@@ -96,7 +126,6 @@ export const limits = {
 
   // Artifacts
   artifactBytesDefault: 8 * 1024 * 1024,
-  artifactBytesMax: 256 * 1024 * 1024,
   artifactPlanBytesMax: 1024 * 1024,
   artifactSummaryBytesMax: 256 * 1024,
   /** One attachment; it is streamed, never held. */
@@ -108,17 +137,51 @@ export const limits = {
   /** What a search sees of a document, and how many documents it looks through for one page. */
   artifactSearchCharsMax: 16 * 1024,
   artifactSearchRowsMax: 2_000,
+  /** Of these, as many at once: the event loop turns in between. */
+  artifactSearchSliceRows: 100,
   artifactSearchWordsMax: 8,
   /** Younger ones are never collected: an attachment is there before the document that names it. */
   artifactGraceMs: 3600 * 1000,
   artifactCollectEveryMs: 600_000,
   /** Entries read at once by the collection and by the comparison of index and blobs. */
   artifactBatch: 500,
+  /** How long the start waits for the bucket of artifacts.s3 to answer. */
+  artifactBucketMs: 5_000,
+  /** What the comparison of index and blobs asks of the store at once. */
+  artifactSettleAtOnce: 16,
+  /** How long the start waits for that comparison; then it goes on beside the requests. */
+  artifactSettleStartMs: 500,
+  /** Answered with 503 while the index is being made again. */
+  artifactSettleRetryMs: 2_000,
+  /** An attachment that comes in claims room in steps that double up to this. */
+  attachmentRoomBytes: 16 * 1024 * 1024,
+  /** How long the end waits for what a store was asked for. */
+  artifactStopMs: 5_000,
   /** Answered with 503 while nothing more fits. */
   artifactRetryMs: 60_000,
   /** Folders known to be on the disk: they are not synced again. */
   blobFoldersKnownMax: 8_192,
   blobChunkBytes: 256 * 1024,
+
+  // Transcripts on their way into the artifact store
+  transcriptAttemptsMax: 32,
+  /** Moved at once before others get their turn, and so many of them at the same time. */
+  transcriptBatch: 32,
+  transcriptsMovedTogether: 4,
+  /** While tasks run and fewer than that wait, it is put off by steps, for so long at most. */
+  transcriptsHurry: 512,
+  transcriptDeferMs: 1_000,
+  transcriptDeferMsMax: 30_000,
+  /** Between two batches; a burst of ends is collected first. */
+  transcriptMoveEveryMs: 20,
+  /** While the artifact store refuses: doubled from the first to the second. */
+  transcriptRetryMs: 1_000,
+  transcriptRetryMsMax: 60_000,
+  /** While so much waits to be moved, tasks leave none. */
+  transcriptsPendingCharsMax: 512 * 1024 * 1024,
+  transcriptsPendingMax: 200_000,
+  /** Event logs that were made again from transcripts and may be asked for once more. */
+  rebuiltLogBytesMax: 16 * 1024 * 1024,
 
   // Store
   /** The log is moved into the database above this, when nobody waits for a sync. */
@@ -142,6 +205,48 @@ export const limits = {
   journalCompactTurnRecords: 256,
   /** Segments deleted by one step. */
   journalDeletesMax: 8,
+  journalCompactEveryMs: 5_000,
+  /** Steps of one compaction. */
+  journalCompactStepsMax: 64,
+
+  // Models: fetched and catalogued
+  /** Connections that one fetch uses at once, and fetches at once: their requests fit beside all generations. */
+  fetchParts: 4,
+  fetchesAtOnce: 2,
+  /**
+   * What one request asks for: this share of the file within these bounds. All that is under way when connections break is
+   * sent again, so that twenty interruptions together cost a few hundredths of the file, however fast it comes.
+   */
+  fetchPieceShare: 1 / 4096,
+  fetchPieceBytesMin: 512 * 1024,
+  fetchPieceBytesMax: 16 * 1024 * 1024,
+  /** Bytes between two words of the journal at most, and never more than a piece: what `kill -9` costs beside what is under way. */
+  fetchJournalBytesMax: 1024 * 1024,
+  /** Bytes between two syncs: what a power cut costs at most. */
+  fetchSyncBytes: 64 * 1024 * 1024,
+  fetchRedirectsMax: 5,
+  /** Until the head of an answer is there, and between two chunks of its body. */
+  fetchAnswerMs: 30_000,
+  fetchStallMs: 30_000,
+  /** Answers in a row without progress after which a connection gives up; so many new bytes clear it. */
+  fetchFruitlessMax: 12,
+  fetchProgressBytes: 64 * 1024,
+  fetchBackoffMs: 250,
+  fetchBackoffMsMax: 30_000,
+  /** What Retry-After may ask for. */
+  fetchRetryAfterMsMax: 60_000,
+  /** Times that one fetch begins anew because its source has changed. */
+  fetchRestartsMax: 3,
+  modelBytesMax: 4 * 1024 ** 4,
+  /** What a fetch leaves free on the disk. */
+  modelDiskReserveBytes: 1024 * 1024 * 1024,
+  /** Hashed before others get a turn of the event loop. */
+  modelHashBytes: 256 * 1024,
+  catalogEntriesMax: 4096,
+  catalogReferencesMax: 32,
+  catalogUriCharsMax: 1024,
+  /** How often a fetch that runs is logged. */
+  fetchLogEveryMs: 10_000,
 
   // Engines
   poolsMax: 64,
@@ -151,6 +256,9 @@ export const limits = {
   slotsTotalMax: 192,
   engineLogLinesMax: 1000,
   engineLogLineCharsMax: 2000,
+  engineLogLinesShownDefault: 100,
+  /** Lines that a follower of an engine's log is sent in one piece. */
+  engineLogChunkLines: 64,
   engineFrameBytesMax: 8 * 1024 * 1024,
   engineControlTimeoutMs: 10_000,
   engineTokenizeTimeoutMs: 30_000,
@@ -175,6 +283,40 @@ export const limits = {
   breakerFailuresDefault: 5,
   breakerWindowMsDefault: 60_000,
   unixSocketPathCharsMax: 107,
+
+  // Which models stay loaded
+  /** A pool that waits longer to be loaded takes the place of one in use, whose turn lasts no longer than the second. */
+  swapMaxWaitMsDefault: 30_000,
+  swapTurnMaxMsDefault: 300_000,
+  /** A use counts half after so long when it is guessed how soon an idle model will be needed. */
+  residencyHalfLifeMs: 600_000,
+  /** Up to so many idle pools the least costly set of them is searched for, above it approached. */
+  evictionExactMax: 12,
+
+  // Graphics cards
+  /** Between two samples while somebody wants them; longer where one costs much: up to the second. */
+  gpuSampleMs: 2_000,
+  gpuSampleMsMax: 60_000,
+  /** A sample is followed by so many times what it took. */
+  gpuCostFactor: 200,
+  /** Who has read the figures wants them for so long: longer than scrapes are apart. */
+  gpuReadMs: 60_000,
+  /** Between two times that the driver is asked anew for a card that was lost. */
+  gpuReopenMs: 60_000,
+  /** Placement is told of free memory in steps: less is no difference. */
+  gpuFreeStepBytes: 64 * 1024 * 1024,
+
+  // Log and metrics
+  /** Log lines that wait for a reader; what comes on top is dropped and counted. */
+  logPendingBytesMax: 4 * 1024 * 1024,
+  logRetryMs: 50,
+  /** What a reader that does not read may cost at the exit. */
+  logExitMs: 1_000,
+  logStackCharsMax: 8_000,
+  logCausesMax: 4,
+  /** Names of log fields that were judged once and are remembered. */
+  logNamesMax: 1024,
+  labelCharsMax: 128,
 
   // Shutdown
   drainDeadlineMsDefault: 30_000,

@@ -1,5 +1,5 @@
 /**
- * Which replica and slot a task gets: a pure choice among those that can take it now (behaviour §10).
+ * Which replica and slot a task gets: a pure choice among those that can take it now (ORCHD-PLACE-1).
  * Replica: the one that holds its session, fewest busy slots, most free VRAM, highest measured speed, replica id.
  * Slot: the one that held its session, else the longest common beginning, else the one that was idle longest, so that
  * the others keep what they hold. Called by the scheduler for every start; a replica's slots belong to the scheduler.
@@ -27,6 +27,10 @@ export type SlotState =
       readonly leaseId: number;
       readonly taskId: string;
       readonly expectedEndMs: number;
+      /** Cut for an interactive task, which waits apart for a slot. */
+      readonly preempted: boolean;
+      /** Its engine broke off, and may be dying. */
+      readonly lost: boolean;
     });
 
 export const neverUsed: SlotState = { kind: "free", prefix: [], sessionId: null, freedAt: 0 };
@@ -69,12 +73,19 @@ export interface Placement {
   readonly candidates: number;
 }
 
+/** Its attempt was cut for an interactive task, and the engine has not freed it yet. */
+export const isPreempted = (slot: SlotState): boolean => slot.kind === "releasing" && slot.preempted;
+
 /** No exclusive lease has it or waits for it. */
 export const isOpen = (replica: ReplicaSlots): boolean =>
   replica.exclusiveLeaseId === null && replica.reservedFor === null;
 
+/** An engine that broke off is given nothing before it has freed that slot, which shows that it lives. */
+const isDoubted = (replica: ReplicaSlots): boolean =>
+  replica.slots.some((slot) => slot.kind === "releasing" && slot.lost);
+
 export const hasRoom = (replica: ReplicaSlots): boolean =>
-  isOpen(replica) && replica.busy < replica.slots.length;
+  isOpen(replica) && replica.busy < replica.slots.length && !isDoubted(replica);
 
 /** The replica for a task of this session; null while none has room. */
 export function place(replicas: Iterable<ReplicaSlots>, sessionId: string | null): Placement | null {

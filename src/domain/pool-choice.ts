@@ -1,5 +1,5 @@
 /**
- * Which pool a task goes to: a pure choice among snapshots of all pools (behaviour: placement). Called by
+ * Which pool a task goes to: a pure choice among snapshots of all pools (ORCHD-PLACE-1). Called by
  * admission for every submission, before the turn that admits the task; the replica is chosen in that turn.
  *
  * What the task needs (model, engine, workload, context) and what the client rules out (pin, devices, prefer,
@@ -10,8 +10,8 @@
  * no pool takes tasks the best of those that may is chosen still, so that its own refusal is told.
  */
 import { assert } from "./assert.ts";
+import type { EngineKind } from "./engine-kind.ts";
 import type { ErrorCode } from "./errors.ts";
-import type { EngineKind } from "./pool.ts";
 import type { Workload } from "./task.ts";
 
 export const placementModes = ["auto", "pin", "prefer"] as const;
@@ -63,7 +63,7 @@ export interface PoolCandidate {
   readonly readyReplicas: number;
   readonly slotsBusy: number;
   readonly waiting: number;
-  /** What a task of this class would be refused with now; null: it would be taken. */
+  /** What a task of this class would be refused with now, POOL_UNREADY where it would only queue; null: it would be taken. */
   readonly refusal: ErrorCode | null;
   readonly devices: readonly number[];
   /** One of its slots holds the context of the task's session. */
@@ -81,6 +81,7 @@ export const passedOverFor = [
   "avoided",
   "not_preferred",
   "queue_full",
+  "drained",
   "unavailable",
   "less_preferred",
   "no_session",
@@ -284,7 +285,12 @@ function behind(wish: PlacementWish, one: Ranked, best: Ranked): PassedOver {
     : wish.mode === "pin"
       ? "not_pinned"
       : "less_preferred";
-  const refused = refusal !== null && fullCodes.has(refusal) ? "queue_full" : "unavailable";
+  const refused =
+    refusal !== null && fullCodes.has(refusal)
+      ? "queue_full"
+      : refusal === "POOL_UNREADY"
+        ? "drained"
+        : "unavailable";
   const reasons: readonly PassedOver[] = [refused, wished, "no_session", "not_loaded", "busier"];
   return reasons[difference(best, one)] ?? "later_id";
 }

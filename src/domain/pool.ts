@@ -2,10 +2,9 @@
  * Pools and replicas as data: what the configuration says of a pool, and what is known of each replica now.
  * Compiled once by app/config.ts; read by the scheduler, the supervisor and the API.
  */
+import type { EngineKind } from "./engine-kind.ts";
+import type { Preemption } from "./preemption.ts";
 import type { Workload } from "./task.ts";
-
-export const engineKinds = ["llamacpp", "mock"] as const;
-export type EngineKind = (typeof engineKinds)[number];
 
 export interface PoolTimeouts {
   readonly loadMs: number;
@@ -41,7 +40,7 @@ export interface MockOptions {
 }
 
 export const fullPolicies = ["reject", "drop-lru", "shed-low-priority"] as const;
-/** What a full queue does (behaviour: admission). */
+/** What a full queue does (ORCHD-ADM-1). */
 export type FullPolicy = (typeof fullPolicies)[number];
 
 /** Cost units for a thousand tokens. */
@@ -50,12 +49,33 @@ export interface Price {
   readonly per1kTokensOut: number;
 }
 
+/** What answers at a remote server's address; auto: it is asked. */
+export const remoteKinds = ["auto", "vllm", "sglang", "tgi", "llama-server", "other"] as const;
+export type RemoteKind = (typeof remoteKinds)[number];
+
+/** An engine that runs elsewhere and that nobody here starts. */
+export interface RemoteServer {
+  /** http or https, without a slash at the end; with the path before `/completions`, as in http://gpu:8000/v1. */
+  readonly baseUrl: string;
+  readonly kind: RemoteKind;
+  /** Null: the server asks for none. */
+  readonly key: RemoteKey | null;
+}
+
+/** A key and where it came from; what holds the text shows it to nobody who does not ask for it. */
+export interface RemoteKey {
+  readonly from: "file" | "env";
+  /** Absolute path, or the variable's name. */
+  readonly name: string;
+  readonly secret: { reveal(): string };
+}
+
 export interface PoolSpec {
   readonly id: string;
   readonly engine: EngineKind;
-  /** As the client names it: file:…, or mock:words. */
+  /** As the client names it: file:…, mock:words, or as a remote server names it. */
   readonly modelRef: string;
-  /** Absolute path of the GGUF file; null for the mock engine. */
+  /** Absolute path of the GGUF file; null for the mock engine and remote servers. */
   readonly modelPath: string | null;
   readonly replicas: number;
   readonly slots: number;
@@ -70,12 +90,23 @@ export interface PoolSpec {
   /** Device numbers its replicas may use; empty: any. */
   readonly devices: readonly number[];
   readonly timeouts: PoolTimeouts;
+  /** All attempts of a task together may run so long, ms; null: nothing bounds that. */
+  readonly taskTimeoutMs: number | null;
+  /** Null: no batch task is cut for an interactive one. */
+  readonly preempt: Preemption | null;
   readonly samplerProfileVersion: string;
   readonly workloads: readonly Workload[];
-  /** Engine program; null for the mock engine. */
+  /** Engine program; null for the mock engine and remote servers. */
   readonly engineBin: string | null;
+  /** host:port of llama.cpp's RPC servers that hold a part of the model; empty: all of it is here. */
+  readonly rpc: readonly string[];
+  /** Null: the engine runs on this machine. */
+  readonly remote: RemoteServer | null;
   readonly mock: MockOptions | null;
 }
+
+/** `engineVersion` of an engine that does not say it. */
+export const unknownVersion = "unknown";
 
 /** What an engine says of itself once it is ready. */
 export interface EngineIdentity {
@@ -86,9 +117,13 @@ export interface EngineIdentity {
   /** Tokens of context per slot. */
   readonly ctxPerSlot: number;
   readonly modelPath: string | null;
+  /** Tells two files of that path apart: size, inode and time of change; null: there is no file, or none to be seen. */
+  readonly modelStamp: string | null;
   readonly modelSizeBytes: number | null;
   readonly modelParams: number | null;
   readonly ctxTrain: number | null;
+  /** What it can beside the plain workloads, as capabilities name it; absent: what every engine of its kind can. */
+  readonly features?: readonly string[];
   /** What one token of context takes in the engine's memory, by its own account of that; null: it does not say. */
   readonly kvBytesPerToken: number | null;
   readonly hasChatTemplate: boolean;
@@ -123,7 +158,11 @@ export interface ReplicaFailure {
     | "warm_up_failed"
     | "crashed"
     | "exited"
-    | "wedged";
+    | "wedged"
+    /** A remote server does not answer. */
+    | "unreachable"
+    /** A remote server does not take us: key, model, or what has to be known of it. */
+    | "refused";
   readonly message: string;
   readonly exitCode: number | null;
   readonly signal: string | null;

@@ -69,6 +69,7 @@ export interface PredictorState {
 }
 
 export interface Attempted {
+  /** In the prompt, cached of it, and said, in this attempt. */
   readonly tokensIn: number;
   /** As admission had it, and whether it was counted. */
   readonly tokensInAdmitted: number;
@@ -77,6 +78,8 @@ export interface Attempted {
   readonly tokensOut: number;
   readonly promptMs: number;
   readonly decodeMs: number;
+  /** The whole answer, whatever attempts it took. */
+  readonly tokensAnswered: number;
   /** null: no completion, nothing is decoded. */
   readonly maxTokens: number | null;
   /** Streams on the replica while it ran, itself included; a mean. */
@@ -173,7 +176,7 @@ export function learnAttempt(state: PredictorState, seen: Attempted): void {
     state.evaluated[kind] = blend(state.evaluated[kind], share);
   }
   if (seen.maxTokens !== null && seen.maxTokens > 0)
-    learnLength(state.lengths, seen.maxTokens, seen.tokensOut);
+    learnLength(state.lengths, seen.maxTokens, seen.tokensAnswered);
   state.attempts++;
 }
 

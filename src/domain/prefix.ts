@@ -3,16 +3,16 @@
  * block borders. The scheduler compares what waits with what a slot held last, so that a task meets the KV cache
  * of its own beginning (a system prompt, the turns before). A wrong match costs a cache miss, never a result.
  */
+import { limits } from "./limits.ts";
 import type { TaskSpec } from "./task.ts";
 
+/** Texts that agree in limits.prefixBlocksMax blocks agree enough. */
 const blockChars = 64;
-/** 16,384 characters: texts that agree that far agree enough. */
-const blocksMax = 256;
 
 /** FNV-1a over UTF-16 units, the running value taken at every block border. */
 export function prefixOf(text: string): readonly number[] {
   const blocks: number[] = [];
-  const end = Math.min(Math.floor(text.length / blockChars), blocksMax) * blockChars;
+  const end = Math.min(Math.floor(text.length / blockChars), limits.prefixBlocksMax) * blockChars;
   let hash = 0x811c9dc5;
   for (let at = 0; at < end; at++) {
     hash = Math.imul(hash ^ text.charCodeAt(at), 0x01000193);

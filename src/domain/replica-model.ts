@@ -3,7 +3,7 @@
  * the numbers of its policy. Read by replica.ts, services/replica-runner.ts and the simulation.
  */
 import { assert } from "./assert.ts";
-import type { FailureSubject } from "./failure-cause.ts";
+import type { ExitFacts, FailureSubject } from "./failure-cause.ts";
 import { limits } from "./limits.ts";
 import type { EngineIdentity, PoolSpec, ReplicaFailure, ReplicaState, WarmUpSpeed } from "./pool.ts";
 
@@ -90,7 +90,7 @@ export type ReplicaFact = { readonly incarnation: number } & (
       readonly type: "process_exited";
       readonly code: number | null;
       readonly signal: string | null;
-      readonly reason: string | null;
+      readonly reason: ExitFacts["reason"];
       readonly logTail: readonly string[];
     }
   | { readonly type: "timer_fired"; readonly timer: ReplicaTimer; readonly logTail: readonly string[] }
@@ -118,10 +118,11 @@ export interface ReplicaStep {
   readonly commands: readonly ReplicaCommand[];
 }
 
-export function newReplica(): Replica {
+/** `incarnation`: of an earlier one of the same id, so that facts about that one are stale. */
+export function newReplica(incarnation = 0): Replica {
   return {
     state: "stopped",
-    incarnation: 0,
+    incarnation,
     process: "none",
     pid: null,
     identity: null,

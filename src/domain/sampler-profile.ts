@@ -1,6 +1,6 @@
 /**
  * Sampler profiles: what a task samples with where it says nothing. A profile never changes once released, a
- * new one gets a new version: the version is part of what makes a run repeatable (behaviour §15).
+ * new one gets a new version: the version is part of what makes a run repeatable.
  */
 import type { Sampling } from "./task.ts";
 

@@ -1,5 +1,5 @@
 /**
- * Takes a task or refuses it, by the policy of its pool for a full queue (behaviour §9). Called by the scheduler's
+ * Takes a task or refuses it, by the policy of its pool for a full queue (ORCHD-ADM-1). Called by the scheduler's
  * callers through scheduler.ts. A task that can start at once is taken whatever the queue holds; tasks that were cut
  * and wait to go on do not count and are never dropped.
  *
@@ -10,8 +10,9 @@
 import { assert, assertNever } from "./assert.ts";
 import { limits } from "./limits.ts";
 import { hasRoom } from "./placement.ts";
+import { isHeldBack } from "./scheduler-holds.ts";
+import { schedule } from "./scheduler-preempt.ts";
 import type { Admission, Command, NewTask, Refusal } from "./scheduler-protocol.ts";
-import { schedule } from "./scheduler-start.ts";
 import {
   end,
   live,
@@ -63,7 +64,7 @@ function isFull(pool: PoolState, priority: Priority): boolean {
  * use it now, after all; then the new task gets that one's place in the queue, unless that one had none.
  */
 function canStartAtOnce(state: SchedulerState, pool: PoolState, exclusive: boolean): boolean {
-  if (pool.queue.counted < pool.queue.size) return false;
+  if (isHeldBack(pool) || pool.queue.counted < pool.queue.size) return false;
   for (const replica of pool.replicas.values())
     if (hasRoom(replica) && (!exclusive || (replica.busy === 0 && mayTakeAlone(state, pool)))) return true;
   return false;
@@ -101,7 +102,7 @@ export function admit(state: SchedulerState, task: NewTask, nowMs: number): Admi
   if (refusal !== null) return { kind: "refused", ...refusal };
   const pool = poolOf(state, task.poolId);
   const commands: Command[] = [];
-  const scheduled = live({ ...task, ordinal: ++state.admissions, admittedMs: nowMs, resumed: false });
+  const scheduled = live({ ...task, ordinal: ++state.admissions, admittedMs: nowMs, resumed: false }, nowMs);
   if (isFull(pool, task.priority)) {
     // It came in because it can start: it does not wait for its session beyond the capacity.
     if (canStartAtOnce(state, pool, task.exclusive)) scheduled.heldSinceMs = "never";
@@ -110,7 +111,8 @@ export function admit(state: SchedulerState, task: NewTask, nowMs: number): Admi
   const queuePosition = pool.queue.ahead(task.priority, task.keyId, task.expectedMs).tasks;
   state.tasks.set(task.taskId, scheduled);
   pool.queue.push(scheduled);
-  if (pool.replicas.size === 0) commands.push({ type: "ensure_pool", poolId: pool.poolId });
+  if (pool.replicas.size === 0 && !isHeldBack(pool))
+    commands.push({ type: "ensure_pool", poolId: pool.poolId });
   schedule(state, pool, nowMs, commands);
   return { kind: "accepted", ordinal: scheduled.ordinal, queuePosition, commands };
 }

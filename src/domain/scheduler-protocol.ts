@@ -8,6 +8,7 @@
 import type { ErrorCode } from "./errors.ts";
 import type { ReplicaReason, SlotReason } from "./placement.ts";
 import type { FullPolicy } from "./pool.ts";
+import type { RunningWork } from "./preemption.ts";
 import type { Priority, TerminalState } from "./task.ts";
 
 /** A task as admission hands it over. */
@@ -23,6 +24,8 @@ export interface NewTask {
   readonly exclusive: boolean;
   /** How its prompt begins (prefix.ts). */
   readonly prefix: readonly number[];
+  /** Started later it is expected to miss its deadline; absent or null: it has none. */
+  readonly latestStartMs?: number | null;
 }
 
 /** A task that was live when the last process ended. */
@@ -31,7 +34,15 @@ export interface RecoveredTask extends NewTask {
   readonly admittedMs: number;
   /** It had been started: it does not count against the capacity and is never dropped. */
   readonly resumed: boolean;
+  /** Something of its answer was sent. */
+  readonly hasSent?: boolean;
 }
+
+/** Why the daemon itself cuts an attempt whose task goes on. */
+export type CutReason = "preempted" | "drain" | "reload";
+
+/** Why nothing starts in a pool. */
+export type HoldReason = Exclude<CutReason, "preempted">;
 
 export interface Lease {
   readonly leaseId: number;
@@ -48,11 +59,14 @@ export type AttemptOutcome =
   | {
       readonly kind: "lost";
       readonly code: ErrorCode;
+      /** The cause only: what its client may do is added where the task fails for good. */
       readonly message: string;
       readonly tokensProduced: number;
       /** False: the engine was gone before it saw the task, which says nothing about the task. */
       readonly began: boolean;
-    };
+    }
+  /** The daemon cut it, by `cut_attempt`: its task goes on. */
+  | { readonly kind: "cut"; readonly reason: CutReason; readonly tokensProduced: number };
 
 export type SchedulerEvent =
   | {
@@ -99,11 +113,34 @@ export type SchedulerEvent =
       readonly vramFreeBytes: number | null;
       readonly decodeTps: number | null;
     }
-  /** The time that a `wake_at` command named has come. */
-  | { readonly type: "wake"; readonly poolId: string }
+  /** The attempts of a task together have run as long as its pool allows. */
+  | { readonly type: "run_time_passed"; readonly taskId: string; readonly message: string }
+  /**
+   * From now on nothing starts in the pool; what runs goes on, what comes queues. `finishing`: what has sent something
+   * may still go on, for it can nowhere else.
+   */
+  | {
+      readonly type: "pool_held";
+      readonly poolId: string;
+      readonly by: HoldReason;
+      readonly finishing?: boolean;
+    }
+  /** It starts again what waits, unless another reason holds it. */
+  | { readonly type: "pool_released"; readonly poolId: string; readonly by: HoldReason }
+  /** What runs in a pool that is held has had its time: it is cut and goes on once the pool is released. */
+  | {
+      readonly type: "hold_deadline_passed";
+      readonly poolId: string;
+      readonly by: HoldReason;
+      /** These run on. */
+      readonly spare?: ReadonlySet<string>;
+    }
+  /** It waits in a pool whose new model it does not fit. */
+  | { readonly type: "task_unfit"; readonly taskId: string; readonly message: string }
+  /** The time that a `wake_at` command named has come. `running`: the leases of a pool that preempts. */
+  | { readonly type: "wake"; readonly poolId: string; readonly running?: readonly RunningWork[] }
   /** At boot, before anything is admitted. `ordinal`: the highest ever given, where that is more than these have. */
-  | { readonly type: "recovered"; readonly tasks: readonly RecoveredTask[]; readonly ordinal?: number }
-  | { readonly type: "shutdown_deadline_passed" };
+  | { readonly type: "recovered"; readonly tasks: readonly RecoveredTask[]; readonly ordinal?: number };
 
 /** By which rules a task was started, and where: for logs and metrics. */
 export interface StartReason {
@@ -126,6 +163,13 @@ export type Command =
       readonly why: StartReason;
     }
   | { readonly type: "abort_attempt"; readonly leaseId: number; readonly reason: string }
+  /** Like abort, but the task goes on: the attempt ends with the outcome `cut`, unless it had ended already. */
+  | {
+      readonly type: "cut_attempt";
+      readonly taskId: string;
+      readonly leaseId: number;
+      readonly reason: CutReason;
+    }
   | {
       readonly type: "finish_task";
       readonly taskId: string;
@@ -135,9 +179,15 @@ export type Command =
       readonly replicaId: string | null;
     }
   /** Its attempt was cut; it waits again, before everything of its class that came later. */
-  | { readonly type: "requeue_task"; readonly taskId: string; readonly message: string }
+  | {
+      readonly type: "requeue_task";
+      readonly taskId: string;
+      readonly message: string;
+      /** Null: it was lost. */
+      readonly cut: CutReason | null;
+    }
   | { readonly type: "ensure_pool"; readonly poolId: string }
-  /** Tell `wake` then: a task waits for its session's replica no longer than that. */
+  /** Tell `wake` then: a task waits for its session's replica no longer than that, or a cut may be due. */
   | { readonly type: "wake_at"; readonly poolId: string; readonly atMs: number }
   | {
       readonly type: "note_slots_busy";

@@ -1,7 +1,8 @@
 /**
  * What starts, and where: the one place that starts anything. Called by the scheduler whenever something changed.
  *
- * One start after the other, per pool, while a replica has room:
+ * One start after the other, per pool, while a replica has room and nothing holds the pool (scheduler-holds.ts):
+ *  0. an interactive task for which another was cut (scheduler-preempt.ts) -> that one, in the order of the cuts
  *  1. an exclusive task that was called up and whose replica is empty -> that one
  *  2. an aged batch task waits (older than batchMaxWaitMs) and agedStartEvery-1 others had their turn since the last
  *     aged one -> the next of the batch class
@@ -17,8 +18,8 @@
  * the order of their calls: an empty one at once, else the one with the fewest busy slots is reserved and nothing
  * else starts there. No more than min(exclusiveMax, replicas) are reserved or held at once, the others go on with
  * what is behind. Bounds: once called up, n-th in that order, it starts when n exclusive tasks before it have ended
- * at the latest, plus one draining of its replica, which lasts as long as what runs there already; no later arrival
- * delays it. The others lose the use of a reserved replica for as long, and only ever of so many replicas. While
+ * at the latest, plus one draining of its replica, which lasts as long as what runs there already (and whom a cut made
+ * room for there); no later arrival delays it. The others lose the use of a reserved replica for as long, and only ever of so many replicas. While
  * exclusiveCalledMax of a class are called up, further ones of that class are passed over.
  */
 import { assert } from "./assert.ts";
@@ -28,6 +29,7 @@ import {
   chooseSlot,
   hasRoom,
   isOpen,
+  isPreempted,
   type Placement,
   place,
   type ReplicaReason,
@@ -37,6 +39,7 @@ import {
 import type { QueueEntry } from "./queue.ts";
 import type { Command, Lease, StartReason } from "./scheduler-protocol.ts";
 import {
+  askWake,
   mayTakeAlone,
   type PoolState,
   type ScheduledTask,
@@ -46,14 +49,24 @@ import {
 import { transition } from "./task.ts";
 
 /** One pass over a pool: what it has found that cannot start just now. */
-interface Round extends Pass {
+export interface Round extends Pass {
   readonly skip: Set<string>;
   exclusiveToo: boolean;
 }
 
-export function schedule(state: SchedulerState, pool: PoolState, nowMs: number, commands: Command[]): void {
+export function startWaiting(
+  state: SchedulerState,
+  pool: PoolState,
+  nowMs: number,
+  commands: Command[],
+): void {
+  if (pool.holds.size > 0) {
+    if (pool.finishing && !pool.holds.has("drain")) finishSent(state, pool, nowMs, commands);
+    return;
+  }
   const round: Round = { skip: new Set(), exclusiveToo: true };
   while (pool.queue.size > 0) {
+    startPreempting(state, pool, nowMs, commands);
     startCalled(state, pool, nowMs, commands);
     if (![...pool.replicas.values()].some(hasRoom)) return;
     const turn = nextTurn(state, pool, round, nowMs);
@@ -75,7 +88,21 @@ export function schedule(state: SchedulerState, pool: PoolState, nowMs: number, 
   }
 }
 
-interface Turn {
+/** While the pool is held for another model: what has sent something goes on, whoever came before it. */
+function finishSent(state: SchedulerState, pool: PoolState, nowMs: number, commands: Command[]): void {
+  for (const { taskId } of [...pool.queue.entries()]) {
+    const task = taskOf(state, taskId);
+    if (!task.hasSent) continue;
+    const empty = [...pool.replicas.values()].filter(({ busy }) => !task.exclusive || busy === 0);
+    const placement = place(empty, task.sessionId);
+    if (placement === null) continue;
+    task.calledBy ??= task.priority;
+    startApart(state, pool, task, placement, nowMs, commands);
+    if (task.exclusive) placement.replica.exclusiveLeaseId = task.lease?.leaseId ?? null;
+  }
+}
+
+export interface Turn {
   readonly entry: QueueEntry;
   readonly rule: StartReason["rule"];
   /** An aged batch task waits. */
@@ -83,7 +110,7 @@ interface Turn {
 }
 
 /** Rules 2 to 4; null: nothing that this round may look at. */
-function nextTurn(state: SchedulerState, pool: PoolState, round: Round, nowMs: number): Turn | null {
+export function nextTurn(state: SchedulerState, pool: PoolState, round: Round, nowMs: number): Turn | null {
   const oldest = pool.queue.oldest("batch", round);
   const aged = oldest !== null && nowMs - oldest.admittedMs >= state.options.batchMaxWaitMs;
   const interactive = pool.queue.next("interactive", round);
@@ -102,26 +129,54 @@ function noteTurn(pool: PoolState, { rule, aged }: Turn): void {
 /** It leaves the line and waits for a replica of its own; false: too many of its class do. */
 function callUp(pool: PoolState, task: ScheduledTask, turn: Turn, round: Round): boolean {
   let waiting = 0;
-  for (const other of pool.queue.called()) if (other.priority === task.priority) waiting++;
+  for (const other of pool.queue.called()) if (other.exclusive && other.priority === task.priority) waiting++;
   if (waiting >= limits.exclusiveCalledMax) return false;
+  setApart(pool, task, turn, round);
+  return true;
+}
+
+/** It has had its turn and waits apart. */
+export function setApart(pool: PoolState, task: ScheduledTask, turn: Turn, round: Round): void {
   pool.queue.setApart(task.taskId, round);
   task.calledBy = turn.rule;
   noteTurn(pool, turn);
-  return true;
+}
+
+/** Rule 0: whichever slot is free first, its own or another. */
+function startPreempting(state: SchedulerState, pool: PoolState, nowMs: number, commands: Command[]): void {
+  for (const { taskId, exclusive } of [...pool.queue.called()]) {
+    if (exclusive) continue;
+    const task = taskOf(state, taskId);
+    const placement = place(pool.replicas.values(), task.sessionId);
+    if (placement === null) return;
+    startApart(state, pool, task, placement, nowMs, commands);
+  }
+}
+
+function startApart(
+  state: SchedulerState,
+  pool: PoolState,
+  task: ScheduledTask,
+  placement: Placement,
+  nowMs: number,
+  commands: Command[],
+): void {
+  const rule = task.calledBy;
+  assert(rule !== null, "what waits apart had its turn");
+  pool.queue.remove(task.taskId);
+  task.calledBy = null;
+  start(state, pool, task, rule, placement, nowMs, commands);
 }
 
 /** Rule 1, and replicas for those that have none, in the order of their calls. */
 function startCalled(state: SchedulerState, pool: PoolState, nowMs: number, commands: Command[]): void {
-  for (const { taskId } of [...pool.queue.called()]) {
+  for (const { taskId, exclusive } of [...pool.queue.called()]) {
+    if (!exclusive) continue;
     const task = taskOf(state, taskId);
     const chosen = ownReplica(pool, taskId) ?? reserve(state, pool, task);
     if (chosen === null || chosen.replica.busy > 0) continue;
-    const rule = task.calledBy;
-    assert(rule !== null, "what waits apart was called up");
-    pool.queue.remove(taskId);
-    task.calledBy = null;
     chosen.replica.reservedFor = null;
-    start(state, pool, task, rule, chosen, nowMs, commands);
+    startApart(state, pool, task, chosen, nowMs, commands);
     chosen.replica.exclusiveLeaseId = task.lease?.leaseId ?? null;
   }
 }
@@ -135,7 +190,8 @@ function ownReplica(pool: PoolState, taskId: string): Placement | null {
 /** The best of the least busy replicas, whether they have room or not. */
 function reserve(state: SchedulerState, pool: PoolState, task: ScheduledTask): Placement | null {
   if (!mayTakeAlone(state, pool)) return null;
-  const open = [...pool.replicas.values()].filter(isOpen);
+  // A slot that is cut for somebody is not withheld from him.
+  const open = [...pool.replicas.values()].filter((r) => isOpen(r) && !r.slots.some(isPreempted));
   const fewest = Math.min(...open.map((r) => r.busy));
   const least = open.filter((r) => r.busy === fewest);
   const chosen = place(least, task.sessionId) ?? firstById(least);
@@ -164,11 +220,7 @@ function isHeld(
   const roomInMs = sessionRoomInMs(pool.replicas.values(), task.sessionId, nowMs);
   if (roomInMs === null || roomInMs > limits.affinityWaitMs) return false;
   task.heldSinceMs ??= nowMs;
-  const untilMs = task.heldSinceMs + limits.affinityWaitMs;
-  if (pool.wakeAtMs === null || untilMs < pool.wakeAtMs) {
-    pool.wakeAtMs = untilMs;
-    commands.push({ type: "wake_at", poolId: pool.poolId, atMs: untilMs });
-  }
+  askWake(pool, task.heldSinceMs + limits.affinityWaitMs, commands);
   return true;
 }
 
@@ -188,7 +240,18 @@ function start(
   const expectedEndMs = nowMs + task.expectedMs;
   assert(replica.slots[slot]?.kind === "free", "only a free slot is leased");
   assert(replica.exclusiveLeaseId === null, "nothing starts beside an exclusive lease");
-  replica.slots[slot] = { kind: "leased", leaseId: lease.leaseId, taskId, prefix, sessionId, expectedEndMs };
+  const { leaseId } = lease;
+  const leased = {
+    kind: "leased",
+    leaseId,
+    taskId,
+    prefix,
+    sessionId,
+    expectedEndMs,
+    preempted: false,
+    lost: false,
+  } as const;
+  replica.slots[slot] = leased;
   replica.busy++;
   assert(replica.busy <= replica.slots.length, "leases stay within the slots");
   task.state = transition(task.state, "running");

@@ -4,15 +4,25 @@
  *
  * Always holds: a task is in its pool's queue exactly while its state is queued; `busy` counts the slots that are not
  * free; an exclusive lease is the only busy slot of its replica; at most min(exclusiveMax, replicas) replicas of a
- * pool are held by or reserved for exclusive tasks, each of which waits apart in the queue.
+ * pool are held by or reserved for exclusive tasks, each of which waits apart in the queue. So does an interactive task
+ * for which another was cut; no replica with a slot that was cut like that is reserved before the slot is free.
  */
 import { assert } from "./assert.ts";
 import type { ErrorCode } from "./errors.ts";
 import { limits } from "./limits.ts";
 import type { ReplicaSlots } from "./placement.ts";
 import type { FullPolicy } from "./pool.ts";
+import type { Preemption } from "./preemption.ts";
 import { type Fairness, type QueueEntry, TaskQueue } from "./queue.ts";
-import type { Command, Lease, NewTask, StartReason } from "./scheduler-protocol.ts";
+import type {
+  Command,
+  CutReason,
+  HoldReason,
+  Lease,
+  NewTask,
+  RecoveredTask,
+  StartReason,
+} from "./scheduler-protocol.ts";
 import { type AttemptRecord, noAttempts } from "./suspects.ts";
 import { isTerminal, type TaskState, type TerminalState, transition } from "./task.ts";
 
@@ -20,15 +30,13 @@ export interface SchedulerOptions {
   readonly attemptsMax: number;
   readonly batchMaxWaitMs: number;
   readonly fair: Fairness;
-  /** A task whose attempt was lost goes on with what it has sent; absent: it fails once it has sent something. */
-  readonly continues?: boolean;
   /** Replicas of one pool that exclusive tasks may hold or reserve at once; absent: limits.exclusiveMaxDefault. */
   readonly exclusiveMax?: number;
 }
 
 /** Its own entry in the queue: a hundred thousand of them wait in memory. */
 export interface ScheduledTask
-  extends Omit<NewTask, "exclusive">,
+  extends Omit<NewTask, "exclusive" | "latestStartMs">,
     Omit<QueueEntry, "exclusive">,
     AttemptRecord {
   /** Runs alone: it asks for that (strict), or it is suspected of crashing engines (suspects.ts). */
@@ -37,7 +45,14 @@ export interface ScheduledTask
   resumed: boolean;
   /** When it began to wait for its session's replica, once in its life; "never": it must not. */
   heldSinceMs: number | null | "never";
-  /** The rule that gave it its turn, while it waits apart for a replica of its own. */
+  readonly latestStartMs: number | null;
+  /** Since when it waits this time. */
+  waitsSinceMs: number;
+  /** How often it was cut for an interactive task. */
+  preempted: number;
+  /** Something of its answer was sent: it is worth finishing, whatever its deadline. */
+  hasSent: boolean;
+  /** The rule that gave it its turn, while it waits apart: for a replica of its own, or for a slot that is cut for it. */
   calledBy: StartReason["rule"] | null;
   /** Its deadline passed while it ran: it may finish, it does not start again. */
   overdue: boolean;
@@ -53,13 +68,21 @@ export interface PoolState {
   readonly poolId: string;
   readonly capacity: number;
   readonly fullPolicy: FullPolicy;
+  /** Null: nobody is cut for others. */
+  readonly preempt: Preemption | null;
   readonly queue: TaskQueue;
   readonly replicas: Map<string, ReplicaSlots>;
+  /** Nobody may be cut before, for nobody could be when it was looked at last. */
+  cutsAgainMs: number;
   startsSinceAged: number;
   /** The `wake` that was asked for and has not come. */
   wakeAtMs: number | null;
   /** The supervisor gave up on it; told to clients instead of queueing for nothing. */
   unavailable: string | null;
+  /** While there is a reason nothing starts here (scheduler-holds.ts). */
+  readonly holds: Set<HoldReason>;
+  /** While it is held for another model: what has sent something may go on. */
+  finishing: boolean;
 }
 
 export interface SchedulerState {
@@ -73,7 +96,14 @@ export interface SchedulerState {
 
 export function createScheduler(
   options: SchedulerOptions,
-  pools: readonly { readonly id: string; readonly capacity: number; readonly fullPolicy: FullPolicy }[],
+  pools: readonly {
+    readonly id: string;
+    readonly capacity: number;
+    readonly fullPolicy: FullPolicy;
+    readonly preempt?: Preemption | null;
+    /** It was drained before the last process ended. */
+    readonly drained?: boolean;
+  }[],
 ): SchedulerState {
   assert(options.attemptsMax >= 1 && options.batchMaxWaitMs >= 0, "scheduler options are within bounds");
   assert((options.exclusiveMax ?? 1) >= 1, "one replica at least may run exclusive tasks");
@@ -81,11 +111,15 @@ export function createScheduler(
     poolId: p.id,
     capacity: p.capacity,
     fullPolicy: p.fullPolicy,
+    preempt: p.preempt ?? null,
     queue: new TaskQueue(options.fair),
     replicas: new Map(),
+    cutsAgainMs: 0,
     startsSinceAged: 0,
     wakeAtMs: null,
     unavailable: null,
+    holds: new Set<HoldReason>(p.drained === true ? ["drain"] : []),
+    finishing: false,
   });
   return {
     options,
@@ -122,6 +156,10 @@ export function slotsBusy(state: SchedulerState, poolId: string, replicaId: stri
   return state.pools.get(poolId)?.replicas.get(replicaId)?.busy ?? 0;
 }
 
+/** By the operator: what comes waits until he resumes it. */
+export const isDrained = (state: SchedulerState, poolId: string): boolean =>
+  poolOf(state, poolId).holds.has("drain");
+
 /** One more replica of the pool may be taken for an exclusive task. */
 export function mayTakeAlone(state: SchedulerState, pool: PoolState): boolean {
   let taken = 0;
@@ -132,7 +170,8 @@ export function mayTakeAlone(state: SchedulerState, pool: PoolState): boolean {
 }
 
 export function live(
-  task: NewTask & { readonly ordinal: number; readonly admittedMs: number; readonly resumed: boolean },
+  task: NewTask & Pick<RecoveredTask, "ordinal" | "admittedMs" | "resumed" | "hasSent">,
+  nowMs: number,
 ): ScheduledTask {
   return {
     taskId: task.taskId,
@@ -146,6 +185,10 @@ export function live(
     ordinal: task.ordinal,
     admittedMs: task.admittedMs,
     resumed: task.resumed,
+    latestStartMs: task.latestStartMs ?? null,
+    waitsSinceMs: nowMs,
+    preempted: 0,
+    hasSent: task.hasSent ?? false,
     heldSinceMs: null,
     calledBy: null,
     overdue: false,
@@ -185,7 +228,7 @@ export function end(
   });
 }
 
-/** Cuts a running attempt: the slot counts as free only when the engine has freed it. */
+/** Cuts a running attempt for good: the slot counts as free only when the engine has freed it. */
 export function cut(state: SchedulerState, task: ScheduledTask, reason: string, commands: Command[]): void {
   const lease = task.lease;
   assert(lease !== null, "only a running task is cut");
@@ -194,11 +237,47 @@ export function cut(state: SchedulerState, task: ScheduledTask, reason: string, 
   commands.push({ type: "abort_attempt", leaseId: lease.leaseId, reason });
 }
 
-export function markReleasing(replica: ReplicaSlots, leaseId: number): void {
-  const index = replica.slots.findIndex((s) => s.kind === "leased" && s.leaseId === leaseId);
+/**
+ * Cuts a running attempt whose task goes on. It keeps its lease until its attempt has ended, which it may have in this
+ * moment; asked again for the same attempt, nothing more happens.
+ */
+export function cutToContinue(
+  state: SchedulerState,
+  task: ScheduledTask,
+  reason: CutReason,
+  commands: Command[],
+): void {
+  const { lease, taskId } = task;
+  assert(lease !== null, "only a running task is cut");
+  const replica = replicaOf(poolOf(state, task.poolId), lease);
+  if (replica !== null && !markReleasing(replica, lease.leaseId, { preempted: reason === "preempted" }))
+    return;
+  commands.push({ type: "cut_attempt", taskId, leaseId: lease.leaseId, reason });
+}
+
+/** False: it was already. */
+export function markReleasing(
+  replica: ReplicaSlots,
+  leaseId: number,
+  { preempted = false, lost = false } = {},
+): boolean {
+  const index = replica.slots.findIndex((s) => s.kind !== "free" && s.leaseId === leaseId);
   const slot = replica.slots[index];
-  assert(slot !== undefined && slot.kind === "leased", `lease ${leaseId} holds a slot`);
-  replica.slots[index] = { ...slot, kind: "releasing" };
+  assert(slot !== undefined && slot.kind !== "free", `lease ${leaseId} holds a slot`);
+  if (slot.kind === "releasing") {
+    // Cut, and its engine broke off meanwhile.
+    if (lost) replica.slots[index] = { ...slot, lost };
+    return false;
+  }
+  replica.slots[index] = { ...slot, kind: "releasing", preempted, lost };
+  return true;
+}
+
+/** A `wake` is due then at the latest. */
+export function askWake(pool: PoolState, atMs: number, commands: Command[]): void {
+  if (pool.wakeAtMs !== null && pool.wakeAtMs <= atMs) return;
+  pool.wakeAtMs = atMs;
+  commands.push({ type: "wake_at", poolId: pool.poolId, atMs });
 }
 
 export function freeSlot(

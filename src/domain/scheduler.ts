@@ -2,16 +2,19 @@
  * The scheduler: pure. `admit` takes or refuses a task, `decide` takes an event and returns commands; both
  * change only the state handed in, and read no clock, no randomness, no I/O. The dispatcher is the only
  * caller; the simulation calls the same code. The state is scheduler-state.ts's, full queues are
- * scheduler-admission.ts's, what starts where is scheduler-start.ts's: its header states the rules and bounds.
+ * scheduler-admission.ts's, what starts where is scheduler-start.ts's and who is cut for others scheduler-preempt.ts's:
+ * their headers state the rules and bounds.
  *
  * Cost of an event: O(log n) in the tasks that wait, and linear in the replicas and slots of one pool, which are
  * bounded by the configuration.
  */
 import { assert, assertNever } from "./assert.ts";
+import type { ErrorCode } from "./errors.ts";
 import { limits } from "./limits.ts";
 import { forgetSession, readyReplica } from "./placement.ts";
-import type { Command, RecoveredTask, SchedulerEvent } from "./scheduler-protocol.ts";
-import { schedule } from "./scheduler-start.ts";
+import { cutHeld, hold, isHeldBack, release } from "./scheduler-holds.ts";
+import { schedule } from "./scheduler-preempt.ts";
+import type { Command, CutReason, RecoveredTask, SchedulerEvent } from "./scheduler-protocol.ts";
 import {
   cut,
   end,
@@ -29,7 +32,8 @@ import { isSpent, isSuspect, type LossCause, noteLoss } from "./suspects.ts";
 import { transition } from "./task.ts";
 
 export { admit, assess } from "./scheduler-admission.ts";
-export { createScheduler, type SchedulerState, slotsBusy } from "./scheduler-state.ts";
+export { isQuiet } from "./scheduler-holds.ts";
+export { createScheduler, isDrained, type SchedulerState, slotsBusy } from "./scheduler-state.ts";
 
 type Of<T extends SchedulerEvent["type"]> = Extract<SchedulerEvent, { type: T }>;
 
@@ -37,7 +41,6 @@ const waitedTooLong = "the deadline passed while the task waited: allow more tim
 const ranTooLong = "the deadline passed while the task ran: allow more time or ask for fewer tokens";
 const tooLateToStart =
   "the task can no longer be done by its deadline: allow more time or use a less busy pool";
-const shutdownMessage = "the daemon is shutting down: submit the task again when it is back";
 
 export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: number): Command[] {
   const commands: Command[] = [];
@@ -69,15 +72,19 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
       break;
     }
     case "attempt_ended":
-      attemptEnded(state, event, commands);
+      attemptEnded(state, event, nowMs, commands);
       break;
-    case "wake":
+    case "wake": {
       // What is still held asks again: a timer may be a little early.
-      poolOf(state, event.poolId).wakeAtMs = null;
-      break;
+      const pool = poolOf(state, event.poolId);
+      pool.wakeAtMs = null;
+      schedule(state, pool, nowMs, commands, event.running);
+      return commands;
+    }
     case "cancel_requested":
     case "deadline_passed":
-    case "start_deadline_passed": {
+    case "start_deadline_passed":
+    case "run_time_passed": {
       const task = state.tasks.get(event.taskId);
       if (task === undefined) return commands;
       endEarly(state, task, event, commands);
@@ -90,14 +97,22 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
         schedule(state, pool, nowMs, commands);
       }
       return commands;
+    case "pool_held":
+      hold(state, poolOf(state, event.poolId), event.by, event.finishing ?? false, nowMs, commands);
+      return commands;
+    case "pool_released":
+      release(state, poolOf(state, event.poolId), event.by, nowMs, commands);
+      return commands;
+    case "hold_deadline_passed":
+      cutHeld(state, poolOf(state, event.poolId), event.by, event.spare ?? new Set(), commands);
+      return commands;
+    case "task_unfit": {
+      const task = state.tasks.get(event.taskId);
+      if (task?.state === "queued") end(state, task, "failed", "WORKER_RESET", event.message, commands);
+      return commands;
+    }
     case "recovered":
       recovered(state, event, nowMs, commands);
-      return commands;
-    case "shutdown_deadline_passed":
-      for (const task of [...state.tasks.values()]) {
-        if (task.lease !== null) cut(state, task, "shutdown", commands);
-        end(state, task, "failed", "WORKER_RESET", shutdownMessage, commands);
-      }
       return commands;
     default:
       return assertNever(event, "scheduler event");
@@ -126,7 +141,7 @@ function poolUnavailable(state: SchedulerState, event: Of<"pool_unavailable">, c
 function endEarly(
   state: SchedulerState,
   task: ScheduledTask,
-  event: Of<"cancel_requested" | "deadline_passed" | "start_deadline_passed">,
+  event: Of<"cancel_requested" | "deadline_passed" | "start_deadline_passed" | "run_time_passed">,
   commands: Command[],
 ): void {
   const running = task.lease !== null;
@@ -137,16 +152,21 @@ function endEarly(
       return;
     case "start_deadline_passed":
       // What was cut needs less than a whole task does.
-      if (!running && task.cuts === 0) end(state, task, "failed", "DEADLINE_UNMET", tooLateToStart, commands);
+      if (!running && task.cuts === 0 && !task.hasSent)
+        end(state, task, "failed", "DEADLINE_UNMET", tooLateToStart, commands);
       return;
     case "deadline_passed":
-      if (!running) end(state, task, "failed", "DEADLINE_UNMET", waitedTooLong, commands);
-      else if (event.cut) {
+      if (running && event.cut) {
         cut(state, task, "deadline", commands);
         end(state, task, "failed", "DEADLINE_UNMET", ranTooLong, commands);
       }
-      // It goes on: what it has produced is worth more to its client than nothing.
-      else task.overdue = true;
+      // It goes on, also where it was cut and waits: what it has produced is worth more to its client than nothing.
+      else if (running || (task.hasSent && !event.cut)) task.overdue = true;
+      else end(state, task, "failed", "DEADLINE_UNMET", waitedTooLong, commands);
+      return;
+    case "run_time_passed":
+      if (running) cut(state, task, "run_time", commands);
+      end(state, task, "failed", "DECODE_TIMEOUT", event.message, commands);
       return;
     default:
       assertNever(event, "early end");
@@ -159,7 +179,7 @@ function recovered(state: SchedulerState, event: Of<"recovered">, nowMs: number,
   const inOrder = [...event.tasks].sort((a: RecoveredTask, b: RecoveredTask) => a.ordinal - b.ordinal);
   for (const task of inOrder) {
     assert(!state.tasks.has(task.taskId), `task ${task.taskId} is recovered once`);
-    const scheduled = live(task);
+    const scheduled = live(task, nowMs);
     const pool = poolOf(state, task.poolId);
     state.tasks.set(task.taskId, scheduled);
     pool.queue.push(scheduled);
@@ -168,12 +188,18 @@ function recovered(state: SchedulerState, event: Of<"recovered">, nowMs: number,
   }
   state.admissions = Math.max(state.admissions, event.ordinal ?? 0);
   for (const pool of pools) {
-    if (pool.replicas.size === 0) commands.push({ type: "ensure_pool", poolId: pool.poolId });
+    if (pool.replicas.size === 0 && !isHeldBack(pool))
+      commands.push({ type: "ensure_pool", poolId: pool.poolId });
     schedule(state, pool, nowMs, commands);
   }
 }
 
-function attemptEnded(state: SchedulerState, event: Of<"attempt_ended">, commands: Command[]): void {
+function attemptEnded(
+  state: SchedulerState,
+  event: Of<"attempt_ended">,
+  nowMs: number,
+  commands: Command[],
+): void {
   const { lease, outcome } = event;
   const pool = poolOf(state, event.poolId);
   const task = state.tasks.get(event.taskId);
@@ -181,7 +207,7 @@ function attemptEnded(state: SchedulerState, event: Of<"attempt_ended">, command
   const replica = replicaOf(pool, lease);
   if (replica !== null) {
     if (event.slotFree) freeSlot(state, replica, lease.leaseId, commands);
-    else if (holds) markReleasing(replica, lease.leaseId);
+    else if (holds) markReleasing(replica, lease.leaseId, { lost: outcome.kind === "lost" });
   }
   // Canceled meanwhile: the task has its terminal event, only the slot is news.
   if (task === undefined || !holds) return;
@@ -194,47 +220,73 @@ function attemptEnded(state: SchedulerState, event: Of<"attempt_ended">, command
       end(state, task, "failed", outcome.code, outcome.message, commands, lease.replicaId);
       return;
     case "lost":
-      attemptLost(state, pool, task, { ...event, outcome }, commands);
+    case "cut":
+      attemptCut(state, pool, task, { ...event, outcome }, nowMs, commands);
       return;
     default:
       assertNever(outcome, "attempt outcome");
   }
 }
 
-function attemptLost(
+/** It goes on, unless that was its last chance. */
+function attemptCut(
   state: SchedulerState,
   pool: PoolState,
   task: ScheduledTask,
-  { lease, outcome }: { lease: { replicaId: string }; outcome: LostOutcome },
+  { lease, outcome }: { lease: { replicaId: string }; outcome: CutOutcome },
+  nowMs: number,
   commands: Command[],
 ): void {
   const { replicaId } = lease;
-  const { attemptsMax, continues = false } = state.options;
+  const { attemptsMax } = state.options;
   const rules = {
     attemptsMax,
     crashesShared: limits.crashesSharedMax,
     tokensClearing: limits.suspectClearingTokens,
   };
   const { fruitlessAttempts, crashesInRow, cuts } = task;
-  const loss = { cause: causeOf(outcome), tokensNew: outcome.tokensProduced };
+  const { tokensProduced } = outcome;
+  const loss = { cause: causeOf(outcome), tokensNew: tokensProduced };
   Object.assign(task, noteLoss({ fruitlessAttempts, crashesInRow, cuts }, loss, rules));
-  if (continues) task.exclusive = task.strict || isSuspect(task, rules);
-  if ((!continues && outcome.tokensProduced > 0) || isSpent(task, rules))
-    end(state, task, "failed", outcome.code, outcome.message, commands, replicaId);
-  else if (pool.unavailable !== null)
-    end(state, task, "failed", "POOL_UNAVAILABLE", pool.unavailable, commands, replicaId);
-  else if (task.overdue) end(state, task, "failed", "DEADLINE_UNMET", waitedTooLong, commands, replicaId);
+  task.exclusive = task.strict || isSuspect(task, rules);
+  task.hasSent ||= tokensProduced > 0;
+  const { code, message, cut: cutBy } = toldOf(outcome);
+  const fail = (withCode: ErrorCode, why: string) =>
+    end(state, task, "failed", withCode, why, commands, replicaId);
+  if (isSpent(task, rules)) fail(code, `${message}: ${adviceOf(code, task)}`);
+  else if (pool.unavailable !== null) fail("POOL_UNAVAILABLE", pool.unavailable);
+  // What has sent something goes on, late as it is, and so does what the daemon itself has cut.
+  else if (task.overdue && !task.hasSent && outcome.kind === "lost") fail("DEADLINE_UNMET", waitedTooLong);
   else {
     task.state = transition(transition(task.state, "suspended"), "queued");
     task.resumed = true;
+    task.waitsSinceMs = nowMs;
     pool.queue.putBack(task);
-    commands.push({ type: "requeue_task", taskId: task.taskId, message: outcome.message });
+    commands.push({ type: "requeue_task", taskId: task.taskId, message, cut: cutBy });
   }
 }
 
-function causeOf({ began, code }: LostOutcome): LossCause {
-  if (!began) return "not_begun";
-  return code === "DECODE_TIMEOUT" ? "watchdog" : "engine";
+/** To whoever has to send it again. */
+const adviceOf = (code: ErrorCode, { hasSent }: ScheduledTask): string =>
+  code === "DECODE_TIMEOUT" && !hasSent
+    ? "submit the task again, or with a shorter prompt"
+    : "submit the task again";
+
+function causeOf(outcome: CutOutcome): LossCause {
+  if (outcome.kind === "cut") return "cut";
+  if (!outcome.began) return "not_begun";
+  return outcome.code === "DECODE_TIMEOUT" ? "watchdog" : "engine";
 }
 
-type LostOutcome = Extract<Of<"attempt_ended">["outcome"], { kind: "lost" }>;
+const cutMessages: Readonly<Record<CutReason, string>> = {
+  preempted: "an interactive task took its slot",
+  drain: "its pool is drained",
+  reload: "its pool gets another model",
+};
+
+const toldOf = (outcome: CutOutcome) =>
+  outcome.kind === "lost"
+    ? { code: outcome.code, message: outcome.message, cut: null }
+    : { code: "WORKER_RESET" as const, message: cutMessages[outcome.reason], cut: outcome.reason };
+
+type CutOutcome = Extract<Of<"attempt_ended">["outcome"], { kind: "lost" | "cut" }>;

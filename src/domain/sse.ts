@@ -14,6 +14,21 @@ export function encodeEvent(seq: number, event: StreamEvent): string {
   return `id: ${seq}\nevent: ${event.type}\ndata: ${JSON.stringify(event.data)}\n\n`;
 }
 
+/** The event that `encodeEvent` made this frame of; null: it is none. Its data is taken as it is. */
+export function decodeFrame(frame: string): StreamEvent | null {
+  const found = /^id: \d+\nevent: (\w+)\ndata: (.*)\n\n$/su.exec(frame);
+  const [, type, text = ""] = found ?? [];
+  try {
+    const data = JSON.parse(text);
+    if (type === "token") return { type, t: data.t, i: data.i };
+    return type === "started" || type === "metrics" || type === "end" || type === "error"
+      ? { type, data }
+      : null;
+  } catch {
+    return null;
+  }
+}
+
 /** A comment: keeps proxies and clients from giving up on a quiet stream, carries no id. */
 export const heartbeatFrame = ": hb\n\n";
 

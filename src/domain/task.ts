@@ -10,6 +10,7 @@
  * | done, failed, canceled | terminal, exactly one per task, ever  | nothing                     |
  */
 import { assert } from "./assert.ts";
+import type { EngineKind } from "./engine-kind.ts";
 
 export const priorities = ["interactive", "batch"] as const;
 export type Priority = (typeof priorities)[number];
@@ -80,6 +81,8 @@ export interface TaskSpec {
   readonly workload: Workload;
   readonly input: TaskInput;
   readonly poolId: string;
+  /** Of that pool, when the task was admitted: it can be told when the pool is gone. */
+  readonly engine: EngineKind;
   /** The client named the pool: no other may run it. */
   readonly pinned: boolean;
   readonly modelRef: string;

@@ -39,7 +39,7 @@ const pauseMsMax = 200;
 /** Of one file: its process is gone or not ours. EIO: the kernel's word for a process that is just ending. */
 const goneErrors = new Set(["ENOENT", "ESRCH", "EACCES", "EPERM", "ENOTDIR", "EIO", "ESTALE"]);
 
-export interface SystemError extends Error {
+interface SystemError extends Error {
   readonly code: string;
 }
 
@@ -99,7 +99,7 @@ export function membersOf(pid: number, startTicks: string): ProcessEntry[] {
 }
 
 /** Processes whose environment carries a mark that `matches`. */
-export function markedProcesses(matches: (mark: string) => boolean): ProcessEntry[] {
+function markedProcesses(matches: (mark: string) => boolean): ProcessEntry[] {
   const found: ProcessEntry[] = [];
   for (const entry of processes()) {
     const environ = readOrNull(`/proc/${entry.pid}/environ`);
@@ -110,7 +110,7 @@ export function markedProcesses(matches: (mark: string) => boolean): ProcessEntr
 }
 
 /** Kills what still is the same process; gone ones are fine. Returns false when it was gone. */
-export function killEntry(entry: ProcessEntry): boolean {
+function killEntry(entry: ProcessEntry): boolean {
   if (readProcess(entry.pid)?.startTicks !== entry.startTicks) return false;
   return signal(entry.pid, "SIGKILL");
 }
@@ -143,7 +143,7 @@ export function bootId(): string {
 }
 
 /** The remembered children of a run folder with the files that name them; a torn or foreign file names none. */
-export function rememberedChildren(runDir: string): { path: string; child: RememberedChild | null }[] {
+function rememberedChildren(runDir: string): { path: string; child: RememberedChild | null }[] {
   const folder = childrenFolder(runDir);
   let names: string[];
   try {

@@ -1,12 +1,18 @@
 /**
- * What is in the blob store, so that lists, searches and the collection read no blobs. services/artifacts.ts uses
- * it; infra/sqlite/artifact-index.ts implements it.
+ * What is in the blob store, so that lists, searches and the collection read no blobs. services/artifacts.ts and its
+ * neighbours use it; infra/sqlite/artifact-index.ts implements it.
  *
- * Always holds: it can be made again from the blobs, so losing it loses nothing; `clean` is false whenever it may
- * differ from them (first start, power cut, crash, damage).
+ * Always holds: it can be made again from the blobs, so losing it loses nothing; `found` tells whenever it may
+ * differ from them.
  */
 import type { ArtifactKind } from "../domain/artifact.ts";
 import type { BlobShelf } from "./blob-store.ts";
+
+/**
+ * How it was when it was opened. clean: it agrees with the blobs. behind: what was under way when the last process
+ * died may be missing or gone. new: it is empty, whatever blobs there are (first start, power cut, damage, other store).
+ */
+export type FoundIndex = "clean" | "behind" | "new";
 
 export interface IndexEntry {
   readonly shelf: BlobShelf;
@@ -14,7 +20,10 @@ export interface IndexEntry {
   readonly id: string;
   /** Null: an attachment. */
   readonly kind: ArtifactKind | null;
+  /** When its key stored it first. */
   readonly createdMs: number;
+  /** When its key stored it last: what the collection goes by. */
+  readonly storedMs: number;
   readonly sizeBytes: number;
   readonly parent: string | null;
   readonly tags: readonly string[];
@@ -31,6 +40,9 @@ export interface IndexPlace {
   readonly ordinal: number;
 }
 
+/** A place among those that nothing refers to, the one that was stored longest ago first. */
+export type LoosePlace = Pick<IndexedEntry, "storedMs" | "ordinal">;
+
 export interface IndexQuery {
   /** Null: everybody's. */
   readonly owner: string | null;
@@ -44,23 +56,25 @@ export interface IndexQuery {
 
 export interface IndexPage {
   readonly entries: readonly IndexedEntry[];
-  /** Where to go on; null: that was all. A search stops at its bound, so a page may be short and still have one. */
+  /** Where to go on; null: that was all. A slice of a search stops at its bound, so it may be short and still have one. */
   readonly next: IndexPlace | null;
 }
 
 export interface ArtifactIndex {
-  /** Whether it was closed in order and nothing was added since. */
-  readonly clean: boolean;
-  /** Once it agrees with the blobs: a later close in order makes it clean. */
+  readonly found: FoundIndex;
+  /** It agrees with the blobs now: a close in order makes it clean. */
   reconciled(): void;
-  /** Does nothing where the entry is there; `searched` is what a search looks through. */
+  /** It may differ from the blobs from here on: the next process compares them. */
+  doubted(): void;
+  /** Where the entry is there: it takes the new `storedMs`. `searched` is what a search looks through. */
   add(entry: IndexEntry, searched: string): IndexedEntry;
   /** Owner null: whoever's, the oldest. */
   find(shelf: BlobShelf, owner: string | null, id: string): IndexedEntry | null;
   remove(entry: Pick<IndexEntry, "shelf" | "owner" | "id">): boolean;
+  /** With words, or with tag and kind, it looks at limits.artifactSearchSliceRows documents at most. */
   list(query: IndexQuery): IndexPage;
-  /** Entries that no document refers to, oldest first, behind `after`. */
-  unreferenced(after: IndexPlace | null, limit: number): readonly IndexedEntry[];
+  /** Entries that no document refers to, behind `after`. */
+  loose(after: LoosePlace | null, limit: number): readonly IndexedEntry[];
   /** Whether a document has `id` as parent or attachment. */
   isReferenced(id: string): boolean;
   /** By ordinal, for the comparison with the blobs. */

@@ -39,6 +39,9 @@ export interface OpenBlob {
   close(): Promise<void>;
 }
 
+/** Runs `work`, which gives the blob its name, when nothing else is done with that blob; gives on what it resolves to. */
+export type Naming = <T>(digest: string, work: () => Promise<T>) => Promise<T>;
+
 export interface BlobStore {
   /**
    * `bytes` have the digest of `key`. A damaged blob under the same key is put aside and replaced.
@@ -46,14 +49,16 @@ export interface BlobStore {
    */
   put(key: BlobKey, bytes: Uint8Array): Promise<boolean>;
   /**
-   * Hashes while it writes. At most `bytesMax` bytes and one chunk are taken.
-   * @throws BlobError too_large, full, io; and what `chunks` throws. Nothing is left behind then.
+   * Hashes while it writes. At most `bytesMax` bytes and one chunk are taken. `naming` is called once, when the last byte is
+   * there; absent: the blob is named at once.
+   * @throws BlobError too_large, full, io; and what `chunks` and `naming` throw. Nothing is left behind then.
    */
   receive(
     shelf: BlobShelf,
     owner: string,
     chunks: AsyncIterable<Uint8Array>,
     bytesMax: number,
+    naming?: Naming,
   ): Promise<Received>;
   /** The whole blob; null: there is none. @throws BlobError damaged (it was put aside), io */
   get(key: BlobKey): Promise<Uint8Array | null>;

@@ -1,16 +1,40 @@
 /**
  * The engine port: one client speaks to one engine instance (a replica's incarnation). Adapters are in
- * infra/engines/ (llamacpp, mock); all pass test/conformance/engine.ts.
+ * infra/engines/ (llamacpp, openai, mock); all pass test/conformance/engine.ts.
  *
  * A generation reports by calls on a sink instead of an async iterator: a network chunk often carries many
  * tokens, and one promise per token is what a copying proxy does not pay either.
  */
-import type { EngineIdentity, EngineKind, PoolSpec, WarmUpSpeed } from "../domain/pool.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
+import type { EngineIdentity, PoolSpec, ReplicaFailure, WarmUpSpeed } from "../domain/pool.ts";
 import type { ChatMessage, Sampling } from "../domain/task.ts";
 
+/** A chat for an engine that renders chats itself. */
+export interface ChatPrompt {
+  readonly messages: readonly ChatMessage[];
+  /** The answer's beginning, behind which the engine goes on; "" for a new answer. */
+  readonly said: string;
+}
+
+export const isChat = (prompt: GenerateRequest["prompt"]): prompt is ChatPrompt =>
+  typeof prompt === "object" && "messages" in prompt;
+
+/** What an engine can do with prompts. */
+export interface PromptHandling {
+  /** `tokenize` and `countTokens` work. */
+  readonly tokenizes: boolean;
+  /**
+   * template: `applyTemplate` renders chats to text. The others take a ChatPrompt: continues goes on behind
+   * `said`, begins takes none.
+   */
+  readonly chat: "template" | "continues" | "begins";
+  /** It can be told to reuse no cached context, as GenerateRequest.cachePrompt false asks. */
+  readonly cold: boolean;
+}
+
 export interface GenerateRequest {
-  /** Text, or token ids of the engine's own vocabulary. */
-  readonly prompt: string | readonly number[];
+  /** Text, token ids of the engine's own vocabulary, or a chat where PromptHandling says so. */
+  readonly prompt: string | readonly number[] | ChatPrompt;
   readonly maxTokens: number;
   readonly seed: number;
   readonly sampling: Sampling;
@@ -29,16 +53,22 @@ export interface GenerateSink {
    * for one that it did not name.
    */
   onToken(text: string, ids: readonly number[]): void;
+  /** A sign of life that is neither: the engine thinks aloud where nobody is shown it. */
+  onHeard?(): void;
 }
 
-export interface GenerateResult {
-  readonly finishReason: "stop" | "length";
+/** What one call made the engine do. */
+export interface EngineWork {
   readonly tokensIn: number;
   readonly tokensCached: number;
   /** Tokens the engine generated: may be more than the pieces of text. */
   readonly tokensOut: number;
   readonly promptMs: number;
   readonly decodeMs: number;
+}
+
+export interface GenerateResult extends EngineWork {
+  readonly finishReason: "stop" | "length";
 }
 
 /**
@@ -83,20 +113,25 @@ export interface SlotSnapshot {
   readonly tokensCached: number;
 }
 
+/** The end of an engine without a process, with its cause told. */
+export type EngineEnd = Pick<ReplicaFailure, "cause" | "message">;
+
 export interface EngineClient {
   readonly kind: EngineKind;
   /**
    * Only of an engine without a process of its own: resolves with the reason when it has died by itself (never
    * because of `close`). What ProcessHost tells of a child, the supervisor learns here.
    */
-  readonly exited?: Promise<string>;
+  readonly exited?: Promise<string | EngineEnd>;
+  /** Absent: it tokenizes, and renders templates. May change until `identity` has answered. */
+  readonly prompts?: PromptHandling;
   /** "ok" when it takes requests, "loading" while it does not yet; throws EngineError when unreachable. */
   health(signal: AbortSignal): Promise<"ok" | "loading">;
   identity(signal: AbortSignal): Promise<EngineIdentity>;
   /** A real decode of a few tokens (or a real embedding, for such a model): readiness that means something. */
   warmUp(signal: AbortSignal): Promise<WarmUpSpeed>;
-  /** Number of tokens of `text` with the special tokens that a prompt gets. */
-  countTokens(text: string, signal: AbortSignal): Promise<number>;
+  /** Number of tokens of a prompt with the special tokens that it gets. Chats where the engine renders them itself. */
+  countTokens(prompt: string | ChatPrompt, signal: AbortSignal): Promise<number>;
   /** Its ids. `asPrompt`: with the special tokens, as a generation reads a prompt; else the text's own. */
   tokenize(text: string, asPrompt: boolean, signal: AbortSignal): Promise<readonly number[]>;
   applyTemplate(messages: readonly ChatMessage[], signal: AbortSignal): Promise<string>;

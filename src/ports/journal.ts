@@ -12,23 +12,23 @@ export type JournalRecordKind =
   | "started"
   | "token"
   | "metrics"
-  /** An attempt ended without a terminal cause; the next one goes on. */
-  | "cut"
+  /** What comes next is said by another attempt than what came before. */
+  | "attempt"
   /** What was recorded of the task before is void; it starts from its beginning. */
   | "begin_again";
 
 export interface JournalRecord {
   readonly kind: JournalRecordKind;
-  /** Of the frame; from 0 without gaps. A mark (cut, begin_again) has the number of the frame that comes next. */
+  /** Of the frame; from 0 without gaps. A mark (attempt, begin_again) has the number of the frame that comes next. */
   readonly seq: number;
   /** A frame as viewers get it; for a mark whatever its writer wants back. Not to be changed before the flush. */
   readonly bytes: Uint8Array;
-  /** Of a token frame: the engine's ids; absent where they are not known. */
+  /** Of a token frame: the engine's ids, -1 for one that it did not name; absent where none are known. */
   readonly tokenIds?: readonly number[];
 }
 
 /** Frames are what viewers see and what is numbered; the others are marks between them. */
-export const isFrameKind = (kind: JournalRecordKind): boolean => kind !== "cut" && kind !== "begin_again";
+export const isFrameKind = (kind: JournalRecordKind): boolean => kind !== "attempt" && kind !== "begin_again";
 
 export interface RecoveredLog {
   /** In order, since the task's last beginning: with `begin_again` first, where it began again. */
@@ -81,7 +81,8 @@ export class JournalError extends Error {
   }
 }
 
-export const isJournalError = (error: unknown): error is JournalError => error instanceof JournalError;
+export const isJournalError = (error: unknown): error is JournalError =>
+  error instanceof Error && typeof (error as Partial<JournalError>).journalErrorKind === "string";
 
 export interface Journal {
   /** Once, before anything else. Throws JournalError (io, damaged, newer); then nothing was changed on disk. */

@@ -3,7 +3,7 @@
  * the dispatcher tells what it does with them. Both directions are facts about one incarnation: a fact about
  * an older incarnation is stale and ignored.
  */
-import type { ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
+import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import type { EngineClient } from "./engine.ts";
 
 /** The supervisor calls these; they only post events and return at once. */
@@ -27,4 +27,40 @@ export interface ReplicaControl {
   noteProgress(replicaId: string, incarnation: number): void;
   /** A watchdog found it alive but answering nothing: it is killed and restarted. */
   reportWedged(replicaId: string, incarnation: number, message: string): void;
+}
+
+/** A replica of the next generation that has decoded for real. */
+export interface StagedReplica {
+  readonly snapshot: ReplicaSnapshot;
+  readonly client: EngineClient;
+  readonly speed: WarmUpSpeed;
+}
+
+/** How the replicas of a pool are replaced by others with another model, or with the same. services/pool-reload.ts asks. */
+export interface GenerationControl {
+  /**
+   * Starts the next generation beside the one that serves; nobody else is told of it. `ready`: once, when all of its
+   * replicas are; `failed`: once, when the first of them fails, also after `ready`.
+   */
+  stage(pool: PoolSpec, ready: () => void, failed: (failure: ReplicaFailure) => void): void;
+  /** Those of the next generation that are ready. */
+  staged(poolId: string): readonly StagedReplica[];
+  /** Those of the next generation, whatever they do. */
+  stagedSnapshots(poolId: string): readonly ReplicaSnapshot[];
+  /** The staged generation serves from now on and is told ready; the one before is stopped already, and forgotten. */
+  promote(poolId: string): void;
+  /** Resolves when the staged generation is reaped and forgotten. */
+  discard(poolId: string): Promise<void>;
+  /** Resolves when the serving generation is reaped. It starts again only after `unpark`. */
+  park(poolId: string): Promise<void>;
+  /** What was parked starts again. */
+  unpark(poolId: string): void;
+}
+
+/** What stands between a pool and its model's file. services/pool-models.ts implements it; the supervisor asks it. */
+export interface ModelGate {
+  /** Before each start of an engine. @throws OrchestratorError that says why this file is not loaded */
+  gate(pool: PoolSpec): void;
+  /** Before a pool is started: resolves when its file was fetched or verified, or could not be. Null: nothing to wait for. */
+  prepare(pool: PoolSpec): Promise<void> | null;
 }

@@ -36,6 +36,26 @@ export interface StoredEnd {
   readonly tokensOut: number;
   readonly finishReason: "stop" | "length" | null;
   readonly error: { readonly code: ErrorCode; readonly message: string } | null;
+  /** Of its transcript; null: it left none. */
+  readonly artifactId: string | null;
+}
+
+/** A transcript on its way into the artifact store; until it is there, this is the only copy. */
+export interface NewTranscript {
+  /** SHA-256 of the text in UTF-8. */
+  readonly artifactId: string;
+  /** Whose artifact it becomes. */
+  readonly keyId: string;
+  readonly createdMs: number;
+  /** The canonical form of its document. */
+  readonly text: string;
+}
+
+export interface StoredTranscript extends Omit<NewTranscript, "text"> {
+  /** Counts them; the name for `removeTranscripts`. */
+  readonly ordinal: number;
+  /** Null: what is stored does not match its checksum. */
+  readonly text: string | null;
 }
 
 /** Spent and reserved are in the units of the budget: tokens, milliseconds, cost. */
@@ -72,7 +92,13 @@ export type StoreOp =
   | { readonly kind: "task_admitted"; readonly task: StoredTask }
   | { readonly kind: "task_watched"; readonly taskId: string }
   /** The input of an ended task is not kept. */
-  | { readonly kind: "task_ended"; readonly taskId: string; readonly end: StoredEnd }
+  | {
+      readonly kind: "task_ended";
+      readonly taskId: string;
+      readonly end: StoredEnd;
+      /** Absent: it leaves none. */
+      readonly transcript?: NewTranscript | undefined;
+    }
   | { readonly kind: "session_saved"; readonly session: StoredSession }
   | { readonly kind: "session_removed"; readonly sessionId: string }
   | { readonly kind: "allowance_saved"; readonly allowance: StoredAllowance };
@@ -140,6 +166,14 @@ export interface TaskStore {
   list(query: StoredTaskQuery): readonly StoredTask[];
   /** Forgets ended tasks that finished before, at most `max` of them; returns how many. */
   prune(finishedBeforeMs: number, max: number): number;
+  /** The oldest that were not removed, at most `limit` of them. */
+  transcripts(limit: number): readonly StoredTranscript[];
+  /** `keyId` null: of whatever key. Null: there is none, or it was removed. */
+  findTranscript(artifactId: string, keyId: string | null): StoredTranscript | null;
+  /** They are somewhere else now. What is not there is passed over. */
+  removeTranscripts(ordinals: readonly number[]): void;
+  /** How many wait, and the UTF-16 units of their texts. Looks at each. */
+  transcriptTotals(): { readonly count: number; readonly chars: number };
   /** Bytes on disk. */
   sizeBytes(): number;
   close(): Promise<void>;

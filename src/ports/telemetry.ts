@@ -4,9 +4,10 @@
  */
 
 import type { PredictionScores } from "../domain/calibration.ts";
-import type { EngineKind } from "../domain/pool.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
 import type { PredictionBasis } from "../domain/predictor.ts";
 import type { Priority } from "../domain/task.ts";
+import type { GpuDevice, GpuSample } from "./gpu.ts";
 
 export const logLevels = ["debug", "info", "warn", "error"] as const;
 export type LogLevel = (typeof logLevels)[number];
@@ -37,6 +38,8 @@ export interface ReplicaLabels extends EngineLabels {
 export interface Metrics {
   taskEnqueued(labels: EngineLabels & { priority: Priority }): void;
   taskStarted(labels: ReplicaLabels & { priority: Priority }): void;
+  /** It was cut for an interactive task and waits to go on. */
+  taskPreempted(labels: ReplicaLabels): void;
   taskCanceled(labels: ReplicaLabels & { reason: string }): void;
   taskRejected(labels: { engine: EngineKind; reason: string }): void;
   /** One call for each finished task, never per token. */
@@ -44,9 +47,13 @@ export interface Metrics {
   tokens(labels: ReplicaLabels, tokensIn: number, tokensOut: number): void;
   firstToken(labels: EngineLabels & { priority: Priority }, ms: number): void;
   decode(labels: EngineLabels & { priority: Priority }, ms: number): void;
-  backpressure(labels: { engine: EngineKind; policy: string }): void;
+  /** `engine` null: a bound of the key itself, before any engine was meant. */
+  backpressure(labels: { engine: EngineKind | null; policy: string }): void;
+  /** `refused`: what was asked for left no pool. */
   placement(outcome: "placed" | "refused", pinned: boolean, fallback: boolean, candidates: number): void;
   restart(labels: { poolId: string; replicaId: string; cause: string }): void;
+  /** A model file was compared with what its catalog entry says, or was to be. */
+  modelVerified(labels: { result: "done" | "failed" | "canceled"; reason: string }): void;
 }
 
 /** What the promises of a pool stand on, and how those of each class turned out. */
@@ -61,6 +68,8 @@ export interface PoolGauges {
   /** Null while no engine has said it. */
   readonly engineVersion: string | null;
   readonly ready: boolean;
+  /** An operator drained it. */
+  readonly draining?: boolean;
   /** Waiting tasks by class. */
   readonly queue: Readonly<Record<Priority, number>>;
   /** Absent: nobody predicts. */
@@ -72,13 +81,23 @@ export interface PoolGauges {
   }[];
 }
 
+/** A graphics card as a scrape shows it. */
+export interface GpuGauges {
+  readonly device: GpuDevice;
+  readonly sample: GpuSample;
+  /** Samples in which something failed. */
+  readonly failures: number;
+  /** Who computes on it. `usedBytes` null: the driver does not tell it. */
+  readonly replicas: readonly (ReplicaLabels & { readonly usedBytes: number | null })[];
+}
+
 /**
  * What is read at the moment of a scrape instead of being counted along the way. Each must be cheap and
  * synchronous; a figure that nobody knows is null and stays absent.
  */
 export interface MetricsSources {
   pools(): readonly PoolGauges[];
-  models(): readonly { readonly modelId: string; readonly state: "Active" }[];
+  models(): readonly { readonly modelId: string; readonly state: "Active" | "Retired" }[];
   eventLogs(): { readonly count: number; readonly bytes: number };
   /** Streams that are open now. */
   viewers(): number;
@@ -86,6 +105,13 @@ export interface MetricsSources {
   sessions(): number;
   /** Bytes of the stored state on disk. */
   storeBytes(): number;
+  journalBytes(): number;
+  /** Bytes of all artifacts and attachments; null while their index is made again or cannot be read. */
+  artifactBytes(): number | null;
+  /** Transcripts that are not in the artifact store yet. */
+  transcriptsPending(): number;
   /** How late the event loop lately was, in milliseconds. */
   loopLagMs(): number | null;
+  /** Absent, or empty: there is no card. */
+  gpus?(): readonly GpuGauges[];
 }

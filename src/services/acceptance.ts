@@ -2,15 +2,16 @@
  * Whether a task is taken, and what follows when it is: the checks of one turn in one order, the same for a
  * submit and a dry run. Called by the dispatcher within its turn; `assess` also between turns, it changes nothing.
  *
- * The order: shutting down, disk, pool and queue, deadline, session and budget. What was accepted is in the
+ * The order: shutting down, disk, model, pool and queue, deadline, session and budget. What was accepted is in the
  * registry, the scheduler, the session's account and the turn's transaction, or in none of them.
  */
 import { assert } from "../domain/assert.ts";
 import type { Amounts } from "../domain/budget.ts";
 import type { OrchestratorError } from "../domain/errors.ts";
+import type { PoolSpec } from "../domain/pool.ts";
 import type { Prediction } from "../domain/predictor.ts";
 import { beginningOf, prefixOf } from "../domain/prefix.ts";
-import { admit, assess, decide, type SchedulerState } from "../domain/scheduler.ts";
+import { admit, assess, decide, isDrained, type SchedulerState } from "../domain/scheduler.ts";
 import type { Command, Lease } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
@@ -19,10 +20,18 @@ import { amountsOf } from "./amounts.ts";
 import type { Deadlines } from "./deadlines.ts";
 import type { Forecast } from "./forecast.ts";
 import type { PoolRuntimes } from "./pool-runtime.ts";
-import { infeasible, poolUnavailable, queueFull, shuttingDown, storageUnavailable } from "./refusals.ts";
+import {
+  infeasible,
+  poolDrained,
+  poolUnavailable,
+  queueFull,
+  shuttingDown,
+  storageUnavailable,
+} from "./refusals.ts";
 import type { Remaining, Sessions } from "./sessions.ts";
 import type { TaskRecord, TaskRegistry } from "./task-registry.ts";
 import type { TurnStore } from "./turn-store.ts";
+import type { WriteAhead } from "./write-ahead.ts";
 
 export interface AcceptanceDeps {
   readonly clock: Clock;
@@ -34,6 +43,7 @@ export interface AcceptanceDeps {
   readonly store: TurnStore;
   readonly deadlines: Deadlines;
   readonly minOnTimeProbability: number;
+  readonly modelRefusal: (pool: PoolSpec) => OrchestratorError | null;
 }
 
 /** What would be said to such a task now. */
@@ -58,6 +68,13 @@ export class Acceptance {
     this.closing = true;
   }
 
+  /** As `refusalFor`, and POOL_UNREADY of a drained pool: it takes what can go nowhere else, and starts nothing. */
+  reluctanceOf(poolId: string, priority: Priority): OrchestratorError | null {
+    const refusal = this.refusalFor(poolId, priority);
+    if (refusal !== null || !isDrained(this.deps.scheduler, poolId)) return refusal;
+    return poolDrained(this.deps.pools.get(poolId).spec);
+  }
+
   /** The refusal that a task of this class would get now whatever it asks for; null: none. */
   refusalFor(
     poolId: string,
@@ -68,6 +85,8 @@ export class Acceptance {
     const { spec } = pools.get(poolId);
     if (this.closing) return shuttingDown(spec);
     if (store.refusal !== null) return storageUnavailable(store.refusal);
+    const retired = this.deps.modelRefusal(spec);
+    if (retired !== null) return retired;
     const { refusal } = assess(scheduler, poolId, priority, task);
     if (refusal === null) return null;
     const { code, policyLabel, message } = refusal;
@@ -101,7 +120,7 @@ export class Acceptance {
     const record = registry.add(spec, promise, forecast.tokensOutOf(spec), nowMs);
     record.watched = watched;
     record.engineVersion = pools.get(spec.poolId).identity?.engineVersion ?? "unknown";
-    const admission = admit(scheduler, this.scheduled(spec), nowMs);
+    const admission = admit(scheduler, this.scheduled(spec, nowMs), nowMs);
     assert(admission.kind === "accepted", "what was not refused is admitted");
     assert(admission.ordinal === record.ordinal, "queue and store count alike");
     forecast.noteArrival(spec);
@@ -134,13 +153,17 @@ export class Acceptance {
   }
 
   /** What the last process had accepted waits again, in its order. The tasks of pools that are gone are returned. */
-  recover(recovered: Recovered, nowMs: number): { commands: readonly Command[]; homeless: TaskRecord[] } {
+  recover(
+    recovered: Recovered,
+    ahead: WriteAhead,
+    nowMs: number,
+  ): { commands: readonly Command[]; homeless: TaskRecord[] } {
     const { scheduler, registry, sessions, pools } = this.deps;
     registry.continueAfter(recovered.ordinal);
     const homeless: TaskRecord[] = [];
     const live: TaskRecord[] = [];
     for (const stored of recovered.live) {
-      const record = registry.restore(stored);
+      const record = registry.restore(stored, ahead.toldOf(stored.spec.taskId));
       if (pools.has(stored.spec.poolId)) live.push(record);
       else homeless.push(record);
     }
@@ -150,11 +173,13 @@ export class Acceptance {
       live.map(({ spec }) => ({ spec, amounts: this.amountsOf(spec) })),
       nowMs,
     );
-    const tasks = live.map(({ spec, ordinal, createdMs }) => ({
-      ...this.scheduled(spec),
+    const tasks = live.map(({ spec, ordinal, createdMs, tokensOut, log }) => ({
+      ...this.scheduled(spec, createdMs),
       ordinal,
       admittedMs: createdMs,
-      resumed: true,
+      // It was seen to run; what only waited still waits for its place.
+      resumed: log.length > 0,
+      hasSent: tokensOut > 0,
     }));
     const commands = decide(scheduler, { type: "recovered", tasks, ordinal: recovered.ordinal }, nowMs);
     for (const { spec, createdMs } of live) this.armDeadline(spec, createdMs, nowMs);
@@ -181,17 +206,19 @@ export class Acceptance {
     return amountsOf(spec, pools.get(spec.poolId).spec, forecast.reserveTimeMs(spec));
   }
 
-  private scheduled(spec: TaskSpec) {
-    const { taskId, poolId, keyId, sessionId, priority } = spec;
+  private scheduled(spec: TaskSpec, createdMs: number) {
+    const { taskId, poolId, keyId, sessionId, priority, deadlineMs } = spec;
+    const expectedMs = this.deps.forecast.serviceOf(spec);
     return {
       taskId,
       poolId,
       keyId,
       sessionId,
       priority,
-      expectedMs: this.deps.forecast.serviceOf(spec),
+      expectedMs,
       exclusive: spec.determinism === "strict",
       prefix: prefixOf(beginningOf(spec)),
+      latestStartMs: deadlineMs === null ? null : createdMs + deadlineMs - expectedMs,
     };
   }
 

@@ -5,16 +5,17 @@
  * budget. `assess` goes the same way up to that turn and asks the dispatcher what it would say: a dry run.
  * Called by the API; `probe` asks each pool's queue for /readyz.
  */
-import canonicalize from "canonicalize";
 import { assert, assertNever, isAssertion } from "../domain/assert.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
 import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
-import type { EngineKind, PoolSpec } from "../domain/pool.ts";
+import type { PoolSpec } from "../domain/pool.ts";
 import {
   choosePool,
   type PlacementWish,
   type PoolCandidate,
   type PoolChoice,
+  type PoolReason,
 } from "../domain/pool-choice.ts";
 import type { Prediction } from "../domain/predictor.ts";
 import { samplerProfiles } from "../domain/sampler-profile.ts";
@@ -29,10 +30,19 @@ import type {
 } from "../domain/task.ts";
 import type { Entropy } from "../ports/clock.ts";
 import { isEngineError } from "../ports/engine.ts";
-import { contextMessage, promptTokensBound } from "./attempt-runner.ts";
 import type { Dispatcher } from "./dispatcher.ts";
+import {
+  chatPrompt,
+  chatTokensBound,
+  contextMessage,
+  keepsStrict,
+  notStrict,
+  promptTokensBound,
+  tokensOf,
+} from "./fitting-prompt.ts";
 import type { PlacementNote, Submitted } from "./mailbox.ts";
 import { modelNames, noPool } from "./refusals.ts";
+import { assertInterchangeable, digestOf } from "./request-body.ts";
 import type { Remaining } from "./sessions.ts";
 
 /** A request as the API hands it over: validated in shape, nothing defaulted. */
@@ -65,6 +75,8 @@ export interface Submission {
 export interface AdmissionOptions {
   readonly defaultMaxTokens: number;
   readonly defaultDeadlineMs: number | null;
+  /** Names of a pool's model beside its own: those of its catalog entries. */
+  readonly aliasesOf?: (pool: PoolSpec) => readonly string[];
 }
 
 /** What a submission would be told now. */
@@ -98,7 +110,11 @@ export class Admission {
 
   /** `watched`: whoever submits is the first viewer of its stream. */
   async submit(submission: Submission, watched = false): Promise<Submitted> {
-    const prepared = await this.prepare(submission).catch((error: unknown) => {
+    const prepared = await this.prepare(submission, (reasons) => {
+      const { correlationId, keyId, placement } = submission;
+      const unplaced = { pinned: placement.mode === "pin", why: reasonsText(reasons) };
+      this.dispatcher.noteUnplaced(correlationId, keyId, unplaced);
+    }).catch((error: unknown) => {
       if (isOrchestratorError(error)) this.dispatcher.noteRefusal(engineAsked(submission, this.pools), error);
       throw error;
     });
@@ -131,16 +147,22 @@ export class Admission {
     const ready = firstOf(this.dispatcher.runtime(poolId).ready.values());
     if (text === null || ready === null) return spec;
     try {
-      const tokensIn = await ready.client.countTokens(text, new AbortController().signal);
-      return { ...spec, tokensIn, tokensInExact: true };
+      const tokensIn = await tokensOf(text, ready.client, new AbortController().signal);
+      return tokensIn === null ? spec : { ...spec, tokensIn, tokensInExact: true };
     } catch (error) {
       if (!isEngineError(error)) throw error;
       return spec;
     }
   }
 
-  /** Everything that may take time or be wrong; a task that was accepted before is the answer itself. */
-  private async prepare(submission: Submission): Promise<Prepared | Submitted> {
+  /**
+   * Everything that may take time or be wrong; a task that was accepted before is the answer itself. `ruledOut` hears
+   * of a placement that leaves no pool, before that is thrown.
+   */
+  private async prepare(
+    submission: Submission,
+    ruledOut: (reasons: readonly PoolReason[]) => void = () => undefined,
+  ): Promise<Prepared | Submitted> {
     assertInterchangeable(submission.body);
     // Only a task that names itself can come twice; then the first answer stands, whatever the pools do now.
     const bodyDigest = submission.taskId === null ? "" : digestOf(submission.body);
@@ -157,7 +179,14 @@ export class Admission {
         "kv_hint reuse does not go with determinism strict, which uses no cached context: leave one of them out",
         { details: { field: "kv_hint" } },
       );
-    const { pool, choice } = this.choosePool(submission, workload);
+    const { pool, choice } = this.choosePool(submission, workload, ruledOut);
+    const ready = firstOf(this.dispatcher.runtime(pool.id).ready.values());
+    if (determinism === "strict" && workload === "completion" && ready !== null && !keepsStrict(ready.client))
+      throw new OrchestratorError("INVALID_PARAMS", notStrict, {
+        poolId: pool.id,
+        engine: pool.engine,
+        details: { field: "determinism" },
+      });
     const deadlineMs = submission.deadlineMs ?? this.options.defaultDeadlineMs;
     if (deadlineMs !== null && deadlineMs <= 0)
       throw new OrchestratorError(
@@ -178,6 +207,7 @@ export class Admission {
       workload,
       input: submission.input,
       poolId: pool.id,
+      engine: pool.engine,
       pinned: choice.pinned && !choice.fallback,
       modelRef: pool.modelRef,
       priority: submission.priority ?? "interactive",
@@ -209,7 +239,11 @@ export class Admission {
     }));
   }
 
-  private choosePool(submission: Submission, workload: Workload): { pool: PoolSpec; choice: PoolChoice } {
+  private choosePool(
+    submission: Submission,
+    workload: Workload,
+    ruledOut: (reasons: readonly PoolReason[]) => void,
+  ): { pool: PoolSpec; choice: PoolChoice } {
     const { modelRef, engine, placement: wish } = submission;
     const maxTokens = workload === "completion" ? (submission.maxTokens ?? this.options.defaultMaxTokens) : 0;
     // Room for the output and a prompt of one token at least.
@@ -225,6 +259,7 @@ export class Admission {
       return pool;
     };
     if (choice.kind === "chosen") return { pool: poolOf(choice.poolId), choice };
+    if (choice.kind === "ruled_out") ruledOut(choice.reasons);
     if (choice.kind !== "ctx_too_large") throw noPool(choice, request, this.pools);
     // Which of the two is too large, and how much there is, is told by the checks themselves.
     const widest = poolOf(choice.poolId);
@@ -241,7 +276,7 @@ export class Admission {
     return {
       id: pool.id,
       engine: pool.engine,
-      modelNames: modelNames(pool),
+      modelNames: [...modelNames(pool), ...(this.options.aliasesOf?.(pool) ?? [])],
       workloads: pool.workloads,
       ctxPerSlot: identity?.ctxPerSlot ?? pool.ctx,
       slots: pool.slots * pool.replicas,
@@ -280,12 +315,13 @@ export class Admission {
     if (ready === null || input.kind === "embedding" || input.kind === "rerank") return guess;
     const never = new AbortController().signal;
     try {
-      const rendered =
-        input.kind === "messages" ? await ready.client.applyTemplate(input.messages, never) : null;
-      const text = input.kind === "messages" ? (rendered ?? "") : input.prompt;
-      const bound = promptTokensBound(text);
+      const prompt =
+        input.kind === "messages" ? await chatPrompt(input.messages, ready.client, never) : input.prompt;
+      const rendered = input.kind === "messages" && typeof prompt === "string" ? prompt : null;
+      const bound = promptTokensBound(prompt);
       if (bound + maxTokens <= ctx) return { tokens: bound, exact: false, rendered };
-      const tokens = await ready.client.countTokens(text, never);
+      const tokens = await tokensOf(prompt, ready.client, never);
+      if (tokens === null) return { tokens: bound, exact: false, rendered };
       if (tokens + maxTokens > ctx)
         throw new OrchestratorError("INVALID_PARAMS", contextMessage(tokens, maxTokens, ctx), {
           poolId: pool.id,
@@ -306,20 +342,13 @@ export class Admission {
   }
 }
 
-/** What a chat template puts around the messages, and around each, before an engine has rendered it: generous. */
-const templateTokens = 64;
-const templateTokensPerMessage = 16;
-
 /** No tokenizer makes more of it. */
 function tokensBound(input: TaskInput): number {
   switch (input.kind) {
     case "prompt":
       return promptTokensBound(input.prompt);
     case "messages":
-      return input.messages.reduce(
-        (sum, { role, content }) => sum + promptTokensBound(content) + role.length + templateTokensPerMessage,
-        templateTokens,
-      );
+      return chatTokensBound(input.messages);
     case "embedding":
       return input.inputs.reduce((sum, text) => sum + promptTokensBound(text), 0);
     case "rerank": {
@@ -333,16 +362,21 @@ function tokensBound(input: TaskInput): number {
 
 /** For the log and the metrics: what decided, and what spoke against every other pool. */
 function noteOf({ poolId, rule, reasons, fallback, candidates }: PoolChoice): PlacementNote {
-  const others = reasons.filter((one) => one.poolId !== poolId).map((one) => `${one.poolId} ${one.reason}`);
-  return { why: [rule, ...others].join(", "), fallback, candidates };
+  const others = reasons.filter((one) => one.poolId !== poolId);
+  const why = others.length === 0 ? rule : `${rule}, ${reasonsText(others)}`;
+  return { why, fallback, candidates };
 }
+
+const reasonsText = (reasons: readonly PoolReason[]): string =>
+  reasons.map(({ poolId, reason }) => `${poolId} ${reason}`).join(", ");
 
 /** The engine that a refusal is counted for: the one that was asked for, else that of the pool that was meant. */
 function engineAsked({ engine, placement, modelRef }: Submission, pools: readonly PoolSpec[]): EngineKind {
   const meant = pools.find(
     (pool) => pool.id === placement.pinPoolId || (modelRef !== null && modelNames(pool).includes(modelRef)),
   );
-  return engine ?? meant?.engine ?? pools[0]?.engine ?? "mock";
+  assert(pools[0] !== undefined, "there is a pool");
+  return engine ?? (meant ?? pools[0]).engine;
 }
 
 const workloadOfInput: Readonly<Record<TaskInput["kind"], Workload>> = {
@@ -394,33 +428,4 @@ function samplingOf(pool: PoolSpec, asked: Partial<Sampling>): Sampling {
 function firstOf<T>(values: Iterable<T>): T | null {
   for (const value of values) return value;
   return null;
-}
-
-/**
- * JSON can spell what no engine and no digest can take: half of a surrogate pair, a number beyond all numbers
- * (RFC 7493, I-JSON). Refused, for anything else would be a silent change. The parser has bounded the depth.
- */
-function assertInterchangeable(value: unknown): void {
-  if (typeof value === "string" && !value.isWellFormed())
-    throw new OrchestratorError(
-      "INVALID_PARAMS",
-      "the body holds text that is not Unicode (half of a surrogate pair): send whole characters",
-      { details: { in: "body" } },
-    );
-  if (typeof value === "number" && !Number.isFinite(value))
-    throw new OrchestratorError(
-      "INVALID_PARAMS",
-      "the body holds a number that is too large for a double: send a smaller one",
-      { details: { in: "body" } },
-    );
-  if (typeof value !== "object" || value === null) return;
-  for (const [name, member] of Object.entries(value)) {
-    assertInterchangeable(name);
-    assertInterchangeable(member);
-  }
-}
-
-/** sha256 over the canonical JSON (RFC 8785) of the body, hex. */
-function digestOf(body: unknown): string {
-  return new Bun.CryptoHasher("sha256").update(canonicalize(body) ?? "").digest("hex");
 }

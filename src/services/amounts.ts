@@ -18,6 +18,7 @@ export function usedBy(record: TaskRecord, { price }: PoolSpec, nowMs: number): 
   if (record.startedMs === null) return { tokens: 0, timeMs: 0, cost: 0 };
   // Before the engine has counted the prompt it has not worked on it.
   const tokensIn = record.tokensIn ?? 0;
-  const timeMs = Math.round(nowMs - record.startedMs);
+  const { chargedMs, chargedSinceMs } = record;
+  const timeMs = Math.round(chargedMs + (chargedSinceMs === null ? 0 : nowMs - chargedSinceMs));
   return { tokens: tokensIn + record.tokensOut, timeMs, cost: costOf(price, tokensIn, record.tokensOut) };
 }

@@ -31,3 +31,24 @@ export const noRoom = (cause: unknown): OrchestratorError =>
     "the room for artifacts is used up by what is still needed: raise artifacts.max_bytes, or wait until something may go",
     { policyLabel: "artifacts", retryAfterMs: limits.artifactRetryMs, cause },
   );
+
+export const tooManyWords = (): OrchestratorError =>
+  new OrchestratorError(
+    "INVALID_PARAMS",
+    `a search takes ${limits.artifactSearchWordsMax} words at most: leave some out`,
+    { details: { in: "query", field: "q" } },
+  );
+
+export const brokenOff = (cause: unknown): OrchestratorError =>
+  new OrchestratorError("INVALID_PARAMS", "the body broke off before its end: send it again", {
+    details: { in: "body" },
+    cause,
+  });
+
+/** While the index is made again, nobody knows that something is not there. */
+export const notKnownYet = (): OrchestratorError =>
+  new OrchestratorError(
+    "STORAGE_UNAVAILABLE",
+    "the index of the artifacts is being made again: ask again shortly",
+    { policyLabel: "artifacts", retryAfterMs: limits.artifactSettleRetryMs },
+  );

@@ -3,49 +3,50 @@
  * routes of api/artifacts.ts call it, and whoever leaves a trace of a finished task.
  *
  * Always holds: the blobs are the truth and the index follows them, blob first when something comes, index first when
- * it goes; two operations on the same blob never overlap; what a request in progress is about to refer to is
- * not collected. Another key's artifact is answered as if it did not exist, unless an admin asks.
+ * it goes (artifact-turns.ts keeps operations on one blob apart, artifact-room.ts what all may take, artifact-settling.ts
+ * mends the index). Another key's artifact is answered as if it did not exist, unless an admin asks.
  */
 import {
   type ArtifactDocument,
   type ArtifactKind,
   canonicalText,
-  collected,
   documentBytesMax,
   parseDocument,
   searchText,
   searchWords,
 } from "../domain/artifact.ts";
-import { OrchestratorError } from "../domain/errors.ts";
+import { assert } from "../domain/assert.ts";
+import type { OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
-import type {
-  ArtifactIndex,
-  IndexEntry,
-  IndexedEntry,
-  IndexPage,
-  IndexPlace,
-} from "../ports/artifact-index.ts";
+import type { ArtifactIndex, IndexedEntry, IndexPage, IndexPlace } from "../ports/artifact-index.ts";
 import {
-  type BlobFacts,
   type BlobKey,
   type BlobStore,
   isBlobError,
+  type Naming,
   type OpenBlob,
   type Received,
 } from "../ports/blob-store.ts";
-import type { Clock, Timer } from "../ports/clock.ts";
-import { isStoreError } from "../ports/task-store.ts";
+import type { Clock } from "../ports/clock.ts";
+import { isStoreError, type NewTranscript } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
-import { noArtifact, noAttachment, noRoom, notThere, tooLarge } from "./artifact-refusals.ts";
+import {
+  brokenOff,
+  noArtifact,
+  noAttachment,
+  notKnownYet,
+  notThere,
+  tooLarge,
+  tooManyWords,
+} from "./artifact-refusals.ts";
+import { ArtifactRoom, type Collected, keyOf, type RoomRules } from "./artifact-room.ts";
+import { ArtifactSettling, attachmentEntry } from "./artifact-settling.ts";
+import { ArtifactTurns } from "./artifact-turns.ts";
 
-export interface ArtifactRules {
+export interface ArtifactRules extends RoomRules {
   /** The canonical form of one document. */
   readonly artifactBytesMax: number;
   readonly attachmentBytesMax: number;
-  /** Everything together. */
-  readonly bytesMax: number;
-  /** Null: age alone ends nothing. */
-  readonly maxAgeMs: number | null;
 }
 
 export interface ArtifactsDeps {
@@ -54,8 +55,8 @@ export interface ArtifactsDeps {
   readonly clock: Clock;
   readonly log: Log;
   readonly rules: ArtifactRules;
-  /** Ids and digests that live tasks need; asked once for each collection. */
-  readonly pinned: () => ReadonlySet<string>;
+  /** What is on its way here; absent: nothing is. */
+  readonly waiting?: FindWaiting;
 }
 
 export interface ArtifactCaller {
@@ -76,46 +77,84 @@ export interface Artifact {
   readonly document: ArtifactDocument;
 }
 
-export interface Collected {
-  readonly count: number;
-  readonly bytes: number;
-}
+/** `owner` null: of whatever key. @throws UNTRUSTED_ARTIFACT, StoreError */
+export type FindWaiting = (id: string, owner: string | null) => Artifact | null;
 
 export class Artifacts {
-  /** The last operation on each blob that has one now. */
-  readonly #turns = new Map<string, Promise<unknown>>();
-  /** Ids that running requests refer to or make, with how many do. */
-  readonly #wanted = new Map<string, number>();
-  #collecting: Promise<Collected> | null = null;
-  #timer: Timer | null = null;
-  #closed = false;
+  readonly #turns: ArtifactTurns;
+  readonly #settling: ArtifactSettling;
+  readonly #room: ArtifactRoom;
 
-  constructor(private readonly deps: ArtifactsDeps) {}
+  constructor(private readonly deps: ArtifactsDeps) {
+    this.#turns = new ArtifactTurns(deps);
+    this.#settling = new ArtifactSettling({ ...deps, turns: this.#turns });
+    this.#room = new ArtifactRoom({ ...deps, turns: this.#turns, settled: () => this.#settling.settled });
+  }
 
   /** Compares index and blobs where the last process did not end in order, then collects from time to time. */
   async start(): Promise<void> {
-    if (!this.deps.index.clean) await this.reconcile();
-    this.#collectLater();
+    await this.#settling.start();
+    this.#room.start();
   }
 
+  /** What the store does not answer within limits.artifactStopMs is not waited for. */
   async stop(): Promise<void> {
-    this.#closed = true;
-    this.#timer?.cancel();
-    await this.#collecting?.catch(() => null);
-    await Promise.allSettled(this.#turns.values());
+    const { promise: late, resolve } = Promise.withResolvers<void>();
+    const timer = this.deps.clock.setTimer(limits.artifactStopMs, resolve);
+    const ended = Promise.all([this.#settling.stop(), this.#room.stop()]).then(() => this.#turns.idle());
+    await Promise.race([ended, late]);
+    timer.cancel();
     this.deps.index.close();
+  }
+
+  /** What all take together; null while the index may not know it. */
+  bytes(): number | null {
+    if (this.#settling.incomplete) return null;
+    try {
+      return this.totals().bytes;
+    } catch (error) {
+      if (!isStoreError(error)) throw error;
+      return null;
+    }
   }
 
   totals(): { readonly documents: number; readonly attachments: number; readonly bytes: number } {
     return this.deps.index.totals();
   }
 
+  /** @throws STORAGE_UNAVAILABLE */
+  collect(): Promise<Collected> {
+    return this.#room.collect();
+  }
+
   /**
    * @returns `fresh` false: this key had stored the same document before, and it is as old as it was.
    * @throws INVALID_PARAMS, PAYLOAD_TOO_LARGE, STORAGE_UNAVAILABLE
    */
-  put(caller: ArtifactCaller, document: ArtifactDocument): Promise<{ entry: IndexedEntry; fresh: boolean }> {
-    const text = canonicalText(document);
+  async put(
+    caller: ArtifactCaller,
+    document: ArtifactDocument,
+  ): Promise<{ entry: IndexedEntry; fresh: boolean }> {
+    return await this.#put(caller, document, canonicalText(document), null);
+  }
+
+  /**
+   * A transcript, which has waited elsewhere since `createdMs`; again and again is once.
+   * @throws PAYLOAD_TOO_LARGE, STORAGE_UNAVAILABLE
+   */
+  async keep({ keyId, createdMs, text }: NewTranscript): Promise<IndexedEntry> {
+    const document = parseDocument(text);
+    assert(document !== null, "a transcript is a document");
+    return (await this.#put({ keyId, admin: false }, document, text, createdMs)).entry;
+  }
+
+  /** `text`: the canonical one. `since`: when it was made; null: now. */
+  async #put(
+    caller: ArtifactCaller,
+    document: ArtifactDocument,
+    text: string,
+    since: number | null,
+  ): Promise<{ entry: IndexedEntry; fresh: boolean }> {
     const bytes = new TextEncoder().encode(text);
     const { kind, parent, attachments, tags } = document;
     const bytesMax = documentBytesMax(kind, this.deps.rules.artifactBytesMax);
@@ -123,37 +162,49 @@ export class Artifacts {
     const digest = new Bun.CryptoHasher("sha256").update(bytes).digest("hex");
     const key: BlobKey = { shelf: "documents", owner: caller.keyId, digest };
     const targets = parent === null ? attachments : [parent, ...attachments];
-    return this.#wanting([digest, ...targets], () =>
-      this.#turn(key, async () => {
+    return await this.#turns.wanting([digest, ...targets], () =>
+      this.#turns.turn(key, async () => {
         this.#assertThere(caller, parent, attachments);
         const known = this.deps.index.find("documents", caller.keyId, digest);
-        // Also where the index has it: the file may have been damaged, and here is the original.
-        if (known === null) await this.#makeRoom(bytes.byteLength);
-        const stored = await this.deps.store.put(key, bytes);
-        const entry = this.deps.index.add(
-          {
-            shelf: "documents",
-            owner: caller.keyId,
-            id: digest,
-            kind,
-            createdMs: Math.round(this.deps.clock.nowMs()),
-            sizeBytes: bytes.byteLength,
-            parent,
-            tags,
-            attachments,
-          },
-          searchText(document),
-        );
-        return { entry, fresh: stored && known === null };
+        const giveBack = known === null ? await this.#room.claim(bytes.byteLength) : null;
+        try {
+          // Also where the index has it: the file may have been damaged, and here is the original.
+          const stored = await this.deps.store.put(key, bytes);
+          const storedMs = Math.round(this.deps.clock.nowMs());
+          // There and not in the index: it is as old as the blob.
+          const older = stored || known !== null ? null : await this.deps.store.stat(key);
+          const entry = this.deps.index.add(
+            {
+              shelf: "documents",
+              owner: caller.keyId,
+              id: digest,
+              kind,
+              createdMs: since ?? older?.storedMs ?? storedMs,
+              storedMs,
+              sizeBytes: bytes.byteLength,
+              parent,
+              tags,
+              attachments,
+            },
+            searchText(document),
+          );
+          return { entry, fresh: stored && known === null };
+        } finally {
+          giveBack?.();
+        }
       }),
     );
   }
 
   /** @throws NOT_FOUND, UNTRUSTED_ARTIFACT, STORAGE_UNAVAILABLE */
-  get(caller: ArtifactCaller, id: string): Promise<Artifact> {
-    const entry = this.head(caller, id);
+  async get(caller: ArtifactCaller, id: string): Promise<Artifact> {
+    const entry = this.#indexed("documents", caller, id);
+    // Looked up at once: it is in the index before it waits no longer.
+    const waiting = entry === null ? this.#waiting(caller, id) : null;
+    if (waiting !== null) return waiting;
+    if (entry === null) throw this.#absent(noArtifact());
     const key = keyOf(entry);
-    return this.#turn(key, async () => {
+    return await this.#turns.turn(key, async () => {
       const bytes = await this.deps.store.get(key);
       const document = bytes === null ? null : parseDocument(new TextDecoder().decode(bytes));
       if (document === null) {
@@ -166,47 +217,74 @@ export class Artifacts {
 
   /** Without reading it: the id says all that the answer to If-None-Match needs. @throws NOT_FOUND */
   head(caller: ArtifactCaller, id: string): IndexedEntry {
-    const entry = this.#find("documents", caller, id);
-    if (entry === null) throw noArtifact();
+    const entry = this.#indexed("documents", caller, id) ?? this.#waiting(caller, id)?.entry ?? null;
+    if (entry === null) throw this.#absent(noArtifact());
     return entry;
   }
 
-  list(caller: ArtifactCaller, { search, ...query }: ArtifactQuery): IndexPage {
+  /** @throws INVALID_PARAMS (too many words), STORAGE_UNAVAILABLE */
+  async list(caller: ArtifactCaller, { search, ...query }: ArtifactQuery): Promise<IndexPage> {
+    if (this.#settling.incomplete) throw notKnownYet();
+    const words = search === null ? [] : searchWords(search);
+    if (words.length > limits.artifactSearchWordsMax) throw tooManyWords();
     const owner = caller.admin ? null : caller.keyId;
-    return this.#answering(() =>
-      this.deps.index.list({ ...query, owner, words: search === null ? [] : searchWords(search) }),
-    );
+    const entries: IndexedEntry[] = [];
+    let before = query.before;
+    // In slices: a search must not hold up the streams.
+    for (let rows = limits.artifactSearchSliceRows; ; rows += limits.artifactSearchSliceRows) {
+      const slice = { ...query, owner, words, before, limit: query.limit - entries.length };
+      const { entries: found, next } = this.#turns.answering(() => this.deps.index.list(slice));
+      entries.push(...found);
+      if (next === null || entries.length === query.limit || rows >= limits.artifactSearchRowsMax)
+        return { entries, next };
+      before = next;
+      await this.deps.clock.yieldTurn();
+    }
   }
 
-  /** Takes bytes as they come. @throws PAYLOAD_TOO_LARGE, STORAGE_UNAVAILABLE */
-  async attach(caller: ArtifactCaller, chunks: AsyncIterable<Uint8Array>): Promise<Received> {
+  /**
+   * Takes bytes as they come; `announcedBytes` is what the sender says of their length, null where it does not.
+   * @throws PAYLOAD_TOO_LARGE, STORAGE_UNAVAILABLE, INVALID_PARAMS (they broke off)
+   */
+  async attach(
+    caller: ArtifactCaller,
+    chunks: AsyncIterable<Uint8Array>,
+    announcedBytes: number | null = null,
+  ): Promise<Received> {
     const { rules, store, index, clock } = this.deps;
-    await this.#makeRoom(0);
-    const room = Math.max(0, rules.bytesMax - index.totals().bytes);
-    const bytesMax = Math.min(rules.attachmentBytesMax, room);
-    let received: Received;
+    if (announcedBytes !== null && announcedBytes > rules.attachmentBytesMax)
+      throw tooLarge("an attachment", rules.attachmentBytesMax);
+    const room = this.#room.growing();
+    const keyFor = (digest: string): BlobKey => ({ shelf: "attachments", owner: caller.keyId, digest });
+    // Named and indexed in one turn: no collection comes in between.
+    const naming: Naming = (digest, work) =>
+      this.#turns.turn(keyFor(digest), async () => {
+        const received = await work();
+        index.add(attachmentEntry(keyFor(digest), bytes, Math.round(clock.nowMs())), "");
+        return received;
+      });
+    let bytes = 0;
+    const reach = (reached: number): Promise<void> => {
+      bytes = reached;
+      return room.reach(reached);
+    };
     try {
-      received = await store.receive("attachments", caller.keyId, chunks, bytesMax);
+      const counted = claiming(chunks, rules.attachmentBytesMax, reach);
+      return await store.receive("attachments", caller.keyId, counted, rules.attachmentBytesMax, naming);
     } catch (error) {
-      if (!isBlobError(error)) throw error;
-      if (error.kind === "too_large" && bytesMax < rules.attachmentBytesMax) throw noRoom(error);
-      throw this.#told(error, "an attachment", rules.attachmentBytesMax);
+      if (isBlobError(error) && error.kind === "too_large")
+        throw tooLarge("an attachment", rules.attachmentBytesMax);
+      throw this.#turns.told(error);
+    } finally {
+      room.giveBack();
     }
-    const { digest, sizeBytes } = received;
-    const key: BlobKey = { shelf: "attachments", owner: caller.keyId, digest };
-    return this.#turn(key, async () => {
-      // A collection may have come between the last byte and here.
-      if ((await store.stat(key)) === null) throw noRoom(undefined);
-      index.add(attachmentEntry(key, sizeBytes, Math.round(clock.nowMs())), "");
-      return received;
-    });
   }
 
   /** @throws NOT_FOUND, UNTRUSTED_ARTIFACT, STORAGE_UNAVAILABLE */
-  openAttachment(caller: ArtifactCaller, digest: string): Promise<OpenBlob> {
+  async openAttachment(caller: ArtifactCaller, digest: string): Promise<OpenBlob> {
     const entry = this.headAttachment(caller, digest);
     const key = keyOf(entry);
-    return this.#turn(key, async () => {
+    return await this.#turns.turn(key, async () => {
       const blob = await this.deps.store.open(key);
       if (blob !== null) return blob;
       this.deps.index.remove(entry);
@@ -214,212 +292,75 @@ export class Artifacts {
     });
   }
 
+  /** @throws NOT_FOUND */
   headAttachment(caller: ArtifactCaller, digest: string): IndexedEntry {
-    const entry = this.#find("attachments", caller, digest);
-    if (entry === null) throw noAttachment();
+    const entry = this.#indexed("attachments", caller, digest);
+    if (entry === null) throw this.#absent(noAttachment());
     return entry;
   }
 
-  /** Removes what is too old, and the oldest while there is too much; never what something refers to. */
-  collect(roomBytes = 0): Promise<Collected> {
-    this.#collecting ??= this.#collect(roomBytes).finally(() => {
-      this.#collecting = null;
-    });
-    return this.#collecting;
-  }
-
-  async #collect(roomBytes: number): Promise<Collected> {
-    const { index, store, clock, rules } = this.deps;
-    const pinned = this.deps.pinned();
-    const done = { count: 0, bytes: 0 };
-    let removed: number;
-    // What was removed may have been all that referred to something else: again, until nothing goes any more.
-    do {
-      removed = 0;
-      for (let after: IndexPlace | null = null; !this.#closed; ) {
-        const batch: readonly IndexedEntry[] = index.unreferenced(after, limits.artifactBatch);
-        for (const entry of batch) {
-          after = entry;
-          const overBytes = index.totals().bytes + roomBytes - rules.bytesMax;
-          if (collected(entry, { maxAgeMs: rules.maxAgeMs, overBytes }, clock.nowMs()) === null) continue;
-          if (pinned.has(entry.id)) continue;
-          const key = keyOf(entry);
-          const gone = await this.#turn(key, async () => {
-            // Looked at again within the turn: somebody may refer to it by now.
-            if (this.#wanted.has(entry.id) || index.isReferenced(entry.id)) return false;
-            if (!index.remove(entry)) return false;
-            await store.remove(key);
-            return true;
-          });
-          if (!gone) continue;
-          removed += 1;
-          done.count += 1;
-          done.bytes += entry.sizeBytes;
-        }
-        if (batch.length < limits.artifactBatch) break;
-      }
-    } while (removed > 0 && !this.#closed);
-    if (done.count > 0)
-      this.deps.log.info("artifacts_collected", { count: done.count, human: `${done.bytes} bytes freed` });
-    return done;
-  }
-
-  /** Makes the index agree with the blobs, whatever became of it. Requests may go on meanwhile. */
-  async reconcile(): Promise<void> {
-    const { index, store, log } = this.deps;
-    let added = 0;
-    for await (const facts of store.list()) {
-      if (this.#closed) return;
-      const { shelf, owner, digest } = facts.key;
-      if (index.find(shelf, owner, digest) !== null) continue;
-      if (await this.#turn(facts.key, () => this.#adopt(facts))) added += 1;
-    }
-    let gone = 0;
-    for (let after = 0; !this.#closed; ) {
-      const batch = index.walk(after, limits.artifactBatch);
-      for (const entry of batch) {
-        after = entry.ordinal;
-        const key = keyOf(entry);
-        const missing = await this.#turn(
-          key,
-          async () => (await store.stat(key)) === null && index.remove(entry),
-        );
-        if (missing) gone += 1;
-      }
-      if (batch.length < limits.artifactBatch) break;
-    }
-    if (this.#closed) return;
-    index.reconciled();
-    if (added + gone > 0)
-      log.warn("artifacts_reconciled", {
-        count: added + gone,
-        human: `the index lacked ${added} artifacts and had ${gone} that are not there`,
-      });
-  }
-
-  /** A blob that the index does not know; one that is damaged is put aside by the store. */
-  async #adopt({ key, sizeBytes, storedMs }: BlobFacts): Promise<boolean> {
-    const { index, store } = this.deps;
-    if (key.shelf === "attachments") {
-      index.add(attachmentEntry(key, sizeBytes, storedMs), "");
-      return true;
-    }
-    const bytes = await store.get(key);
-    const document = bytes === null ? null : parseDocument(new TextDecoder().decode(bytes));
-    if (document === null) return false;
-    const { kind, parent, tags, attachments } = document;
-    const { owner, digest } = key;
-    const createdMs = storedMs;
-    index.add(
-      { shelf: "documents", owner, id: digest, kind, createdMs, sizeBytes, parent, tags, attachments },
-      searchText(document),
+  #indexed(shelf: "documents" | "attachments", caller: ArtifactCaller, id: string): IndexedEntry | null {
+    const { index } = this.deps;
+    return this.#turns.answering(
+      () => index.find(shelf, caller.keyId, id) ?? (caller.admin ? index.find(shelf, null, id) : null),
     );
-    return true;
   }
 
-  #collectLater(): void {
-    if (this.#closed) return;
-    this.#timer = this.deps.clock.setTimer(limits.artifactCollectEveryMs, () => {
-      this.collect().then(
-        () => this.#collectLater(),
-        (error: unknown) => {
-          this.deps.log.error("artifacts_not_collected", { human: "tried again later" }, error);
-          this.#collectLater();
-        },
-      );
-    });
+  #waiting(caller: ArtifactCaller, id: string): Artifact | null {
+    const { waiting } = this.deps;
+    if (waiting === undefined) return null;
+    return this.#turns.answering(
+      () => waiting(id, caller.keyId) ?? (caller.admin ? waiting(id, null) : null),
+    );
   }
 
-  async #makeRoom(bytes: number): Promise<void> {
-    const full = (): boolean => this.deps.index.totals().bytes + bytes > this.deps.rules.bytesMax;
-    if (!full()) return;
-    await this.collect(bytes);
-    if (full()) throw noRoom(undefined);
-  }
-
-  #find(shelf: "documents" | "attachments", caller: ArtifactCaller, id: string): IndexedEntry | null {
-    return this.#answering(() => {
-      const own = this.deps.index.find(shelf, caller.keyId, id);
-      return own ?? (caller.admin ? this.deps.index.find(shelf, null, id) : null);
-    });
+  /** STORAGE_UNAVAILABLE where only the blobs could tell. */
+  #absent(refusal: OrchestratorError): OrchestratorError {
+    return this.#settling.incomplete ? notKnownYet() : refusal;
   }
 
   #assertThere(caller: ArtifactCaller, parent: string | null, attachments: readonly string[]): void {
-    if (parent !== null && this.#find("documents", caller, parent) === null)
-      throw notThere("parent", "there is no artifact with the id that parent names");
+    const isThere = (id: string): boolean =>
+      (this.#indexed("documents", caller, id) ?? this.#waiting(caller, id)) !== null;
+    if (parent !== null && !isThere(parent))
+      throw this.#absent(notThere("parent", "there is no artifact with the id that parent names"));
     attachments.forEach((digest, at) => {
-      if (this.#find("attachments", caller, digest) === null)
-        throw notThere(`attachments[${at}]`, "there is no such attachment: POST /v1/attachments first");
+      if (this.#indexed("attachments", caller, digest) !== null) return;
+      const message = "there is no such attachment: POST /v1/attachments first";
+      throw this.#absent(notThere(`attachments[${at}]`, message));
     });
-  }
-
-  async #wanting<T>(ids: readonly string[], work: () => Promise<T>): Promise<T> {
-    for (const id of ids) this.#wanted.set(id, (this.#wanted.get(id) ?? 0) + 1);
-    try {
-      return await work();
-    } finally {
-      for (const id of ids) {
-        const left = (this.#wanted.get(id) ?? 1) - 1;
-        if (left === 0) this.#wanted.delete(id);
-        else this.#wanted.set(id, left);
-      }
-    }
-  }
-
-  /** One after the other for each blob; what the disk refuses is told as the table of errors has it. */
-  #turn<T>(key: BlobKey, work: () => Promise<T>): Promise<T> {
-    const name = `${key.shelf}/${key.owner}/${key.digest}`;
-    const before = this.#turns.get(name) ?? Promise.resolve();
-    const mine = before.then(work, work).catch((error: unknown) => {
-      if (isBlobError(error) && error.kind === "damaged")
-        this.deps.index.remove({ shelf: key.shelf, owner: key.owner, id: key.digest });
-      throw this.#told(error, "a document", this.deps.rules.artifactBytesMax);
-    });
-    this.#turns.set(name, mine);
-    const done = (): void => {
-      if (this.#turns.get(name) === mine) this.#turns.delete(name);
-    };
-    mine.then(done, done);
-    return mine;
-  }
-
-  #answering<T>(work: () => T): T {
-    try {
-      return work();
-    } catch (error) {
-      throw this.#told(error, "", 0);
-    }
-  }
-
-  /** As a client may hear it; the log hears the place. Anything that is no operating error comes back unchanged. */
-  #told(error: unknown, what: string, bytesMax: number): unknown {
-    if (!isBlobError(error) && !isStoreError(error)) return error;
-    if (isBlobError(error) && error.kind === "too_large") return tooLarge(what, bytesMax);
-    this.deps.log.error("artifact_trouble", { human: error.message }, error);
-    if (isBlobError(error) && error.kind === "damaged")
-      return new OrchestratorError(
-        "UNTRUSTED_ARTIFACT",
-        "what is stored does not match its digest any more and was put aside: store it again, the operator finds the rest in the log",
-        { cause: error },
-      );
-    return new OrchestratorError(
-      "STORAGE_UNAVAILABLE",
-      "artifacts cannot be stored or read now: the log says what the disk or the service refused",
-      { retryAfterMs: limits.storageRetryMs, cause: error },
-    );
   }
 }
 
-const keyOf = ({ shelf, owner, id }: IndexedEntry): BlobKey => ({ shelf, owner, digest: id });
+/** The same pieces, each with its room claimed before it is handed on. */
+async function* claiming(
+  chunks: AsyncIterable<Uint8Array>,
+  bytesMax: number,
+  reach: (bytes: number) => Promise<void>,
+): AsyncIterable<Uint8Array> {
+  let bytes = 0;
+  for await (const chunk of unbroken(chunks)) {
+    bytes += chunk.byteLength;
+    // More than may be is the store's to refuse, and needs no room.
+    if (bytes <= bytesMax) await reach(bytes);
+    yield chunk;
+  }
+}
 
-const attachmentEntry = ({ owner, digest }: BlobKey, sizeBytes: number, createdMs: number): IndexEntry => ({
-  shelf: "attachments",
-  owner,
-  id: digest,
-  kind: null,
-  createdMs,
-  sizeBytes,
-  parent: null,
-  tags: [],
-  attachments: [],
-});
+/** Where the sender's side fails it is the sender's error, not the store's. */
+async function* unbroken(chunks: AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {
+  const walk = chunks[Symbol.asyncIterator]();
+  let ended = false;
+  try {
+    while (!ended) {
+      const { done, value } = await walk.next().catch((cause: unknown) => {
+        ended = true;
+        throw brokenOff(cause);
+      });
+      if (done) ended = true;
+      else yield value;
+    }
+  } finally {
+    if (!ended) await walk.return?.();
+  }
+}

@@ -68,10 +68,10 @@ export class AttemptFeedback implements AttemptListener {
   }
 
   firstToken(attempt: Attempt, sinceAdmissionMs: number): void {
-    const { record, pool, lease } = attempt;
+    const { record, lease } = attempt;
     if (record.firstTokenMs === null) {
       record.firstTokenMs = this.deps.clock.nowMs();
-      this.deps.telemetry.firstToken(record, pool.engine, sinceAdmissionMs);
+      this.deps.telemetry.firstToken(record, sinceAdmissionMs);
     }
     this.deps.control.noteProgress(lease.replicaId, lease.incarnation);
   }

@@ -11,12 +11,14 @@ import type { ErrorCode } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec } from "../domain/pool.ts";
 import { isWarm } from "../domain/prefix.ts";
-import type { AttemptOutcome, Lease } from "../domain/scheduler-protocol.ts";
-import type { TaskSpec } from "../domain/task.ts";
+import type { AttemptOutcome, CutReason, Lease } from "../domain/scheduler-protocol.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
 import { type EngineClient, EngineError, type GenerateSink, isEngineError } from "../ports/engine.ts";
+import { isJournalError, type JournalError } from "../ports/journal.ts";
 import { generateOn } from "./continued-generation.ts";
+import { fittingPrompt } from "./fitting-prompt.ts";
 import { type AttemptResult, noteSent, type TaskRecord } from "./task-registry.ts";
+import { encodeFacts } from "./told.ts";
 
 export interface Attempt {
   readonly record: TaskRecord;
@@ -49,8 +51,16 @@ interface Running {
   readonly abort: AbortController;
   /** Set first of all on abort: the sink checks it. */
   aborted: boolean;
+  /** The journal took no more of it. */
+  unwritten: JournalError | null;
   timedOut: ErrorCode | null;
+  /** The daemon cut it and its task goes on. */
+  cut: CutReason | null;
   lastProgressMs: number;
+  /** Of what is new. */
+  lastTokenMs: number | null;
+  /** The engine has said something, new or not: from then on inter_token_ms guards. */
+  spoke: boolean;
   sawToken: boolean;
   firstTokenAtMs: number;
   lastMetricsMs: number;
@@ -69,8 +79,6 @@ export class AttemptRunner {
   constructor(
     private readonly clock: Clock,
     private readonly metricsEveryMs: number,
-    /** What was sent is kept, so that another attempt can go on with it. */
-    private readonly continues = false,
   ) {}
 
   get size(): number {
@@ -80,16 +88,24 @@ export class AttemptRunner {
   start(attempt: Attempt, listener: AttemptListener): void {
     const { leaseId } = attempt.lease;
     assert(!this.running.has(leaseId), `lease ${leaseId} runs once`);
+    const { record } = attempt;
+    const nowMs = this.clock.nowMs();
+    // One that goes on first does again what a cut has cost: that is the service's loss.
+    record.chargedSinceMs = record.log.tokenCount > 0 ? null : nowMs;
     const run: Running = {
       attempt,
       abort: new AbortController(),
       aborted: false,
+      unwritten: null,
       timedOut: null,
-      lastProgressMs: this.clock.nowMs(),
+      cut: null,
+      lastProgressMs: nowMs,
+      lastTokenMs: null,
+      spoke: false,
       sawToken: false,
       firstTokenAtMs: 0,
       lastMetricsMs: 0,
-      tokensAtStart: attempt.record.log.tokenCount,
+      tokensAtStart: record.log.tokenCount,
       slotFree: true,
       watchdog: null,
     };
@@ -104,6 +120,17 @@ export class AttemptRunner {
     if (run === undefined) return;
     run.aborted = true;
     run.abort.abort();
+  }
+
+  /**
+   * Like `abort`, and the task goes on: the attempt ends with the outcome `cut`. Nothing happens where it has ended or
+   * was aborted or cut before.
+   */
+  cut(leaseId: number, reason: CutReason): void {
+    const run = this.running.get(leaseId);
+    if (run === undefined || run.aborted) return;
+    run.cut = reason;
+    this.abort(leaseId);
   }
 
   /** Nothing more is appended, by any attempt. */
@@ -121,15 +148,26 @@ export class AttemptRunner {
       outcome = { kind: "finished" };
       slotFree = run.slotFree;
     } catch (error) {
-      if (isAssertion(error) || !isEngineError(error)) throw error;
-      outcome = this.outcomeOf(run, error);
-      slotFree = leavesSlotFree(error);
+      const unwritten = isJournalError(error) ? error : run.unwritten;
+      if (unwritten !== null) outcome = unwrittenOutcome(unwritten);
+      else if (isAssertion(error) || !isEngineError(error)) throw error;
+      else outcome = this.outcomeOf(run, error);
+      slotFree = isEngineError(error) ? leavesSlotFree(error) : run.slotFree;
     } finally {
       run.watchdog?.cancel();
       this.running.delete(attempt.lease.leaseId);
     }
+    this.charge(run, outcome);
     listener.attemptEnded(attempt, outcome, slotFree, result);
     if (!slotFree) await this.confirmSlotFree(run, listener);
+  }
+
+  /** Where the task goes on, what came behind the last token was in vain. */
+  private charge({ attempt: { record }, lastTokenMs }: Running, { kind }: AttemptOutcome): void {
+    const { chargedSinceMs } = record;
+    const untilMs = kind === "lost" || kind === "cut" ? lastTokenMs : this.clock.nowMs();
+    if (chargedSinceMs !== null && untilMs !== null) record.chargedMs += untilMs - chargedSinceMs;
+    record.chargedSinceMs = null;
   }
 
   private async confirmSlotFree({ attempt, timedOut }: Running, listener: AttemptListener): Promise<void> {
@@ -155,13 +193,15 @@ export class AttemptRunner {
   private outcomeOf(run: Running, error: EngineError): AttemptOutcome {
     const { record } = run.attempt;
     const tokensProduced = record.log.tokenCount - run.tokensAtStart;
+    if (run.cut !== null && !isRefusal(error)) return { kind: "cut", reason: run.cut, tokensProduced };
     if (run.timedOut !== null) {
       const { firstTokenMs, interTokenMs } = run.attempt.pool.timeouts;
-      const message = run.sawToken
-        ? `no token for ${interTokenMs} ms (timeouts.inter_token_ms): try again`
-        : `no first token within ${firstTokenMs} ms (timeouts.first_token_ms): try again, or with a shorter prompt`;
+      const message = run.spoke
+        ? `no token for ${interTokenMs} ms (timeouts.inter_token_ms)`
+        : `no first token within ${firstTokenMs} ms (timeouts.first_token_ms)`;
       return { kind: "lost", code: run.timedOut, message, tokensProduced, began: true };
     }
+    const lost = { kind: "lost", code: "WORKER_RESET", tokensProduced } as const;
     switch (error.engineErrorKind) {
       case "rejected":
       case "unsupported":
@@ -171,23 +211,11 @@ export class AttemptRunner {
           message: `the engine refused the request: ${error.message}`,
         };
       case "unreachable":
-        return {
-          kind: "lost",
-          code: "WORKER_RESET",
-          message: `the engine was gone before the start (${error.message}): submit the task again`,
-          tokensProduced,
-          began: false,
-        };
+        return { ...lost, message: `the engine was gone before the start (${error.message})`, began: false };
       case "context":
         return { kind: "failed", code: "INVALID_PARAMS", message: error.message };
       default:
-        return {
-          kind: "lost",
-          code: "WORKER_RESET",
-          message: `the engine broke off (${error.message}): submit the task again`,
-          tokensProduced,
-          began: true,
-        };
+        return { ...lost, message: `the engine broke off (${error.message})`, began: true };
     }
   }
 
@@ -206,9 +234,9 @@ export class AttemptRunner {
   private async generate(run: Running, listener: AttemptListener): Promise<AttemptResult> {
     const { attempt } = run;
     const { spec } = attempt.record;
-    const prompt = await this.promptOf(run, spec);
+    const prompt = await fittingPrompt(spec, attempt.client, attempt.ctxPerSlot, run.abort.signal);
     const { onPrompt, onToken } = this.sinkOf(run, listener);
-    const { done, slotFree } = await generateOn({
+    const { done, work, slotFree } = await generateOn({
       record: attempt.record,
       client: attempt.client,
       build: attempt.build,
@@ -217,6 +245,7 @@ export class AttemptRunner {
       signal: run.abort.signal,
       onPrompt,
       onHeard: () => {
+        run.spoke = true;
         run.lastProgressMs = this.clock.nowMs();
       },
       emit: onToken,
@@ -224,63 +253,63 @@ export class AttemptRunner {
     if (run.aborted) throw new EngineError("aborted", "aborted");
     run.slotFree = slotFree;
     this.noteStarted(run, done.tokensIn, done.tokensCached);
-    return { ...done, result: null };
-  }
-
-  /** Rendered and counted where admission could not: it had no engine then, or no need to ask. */
-  private async promptOf(run: Running, spec: TaskSpec): Promise<string> {
-    const { client, ctxPerSlot } = run.attempt;
-    const { signal } = run.abort;
-    const ctx = Math.min(spec.ctx, ctxPerSlot);
-    let prompt: string;
-    if (spec.renderedPrompt !== null) prompt = spec.renderedPrompt;
-    else if (spec.input.kind === "messages") prompt = await client.applyTemplate(spec.input.messages, signal);
-    else {
-      assert(spec.input.kind === "prompt", "a completion has a prompt or messages");
-      prompt = spec.input.prompt;
-    }
-    if (spec.tokensInExact) return prompt;
-    if (promptTokensBound(prompt) + spec.maxTokens <= ctx) return prompt;
-    const tokens = await client.countTokens(prompt, signal);
-    if (tokens + spec.maxTokens > ctx)
-      throw new EngineError("context", contextMessage(tokens, spec.maxTokens, ctx));
-    return prompt;
+    return { ...done, work, result: null };
   }
 
   private sinkOf(run: Running, listener: AttemptListener): GenerateSink {
-    const { attempt } = run;
-    const { record } = attempt;
-    const { log } = record;
     return {
       onPrompt: (tokensTotal: number, tokensCached: number) => {
         if (run.aborted) return;
         run.lastProgressMs = this.clock.nowMs();
-        this.noteStarted(run, tokensTotal, tokensCached);
+        try {
+          this.noteStarted(run, tokensTotal, tokensCached);
+        } catch (error) {
+          this.unwritten(run, error);
+        }
       },
       onToken: (text, ids) => {
         if (run.aborted) return;
-        const nowMs = this.clock.nowMs();
-        run.lastProgressMs = nowMs;
-        if (!run.sawToken) {
-          this.noteStarted(run, record.tokensIn ?? record.spec.tokensIn, 0);
-          run.sawToken = true;
-          run.firstTokenAtMs = nowMs;
-          run.lastMetricsMs = nowMs;
-          listener.firstToken(attempt, nowMs - record.createdMs);
-        }
-        log.appendToken(text);
-        if (this.continues) {
-          record.firstBuild ??= attempt.build;
-          noteSent(record, { text, ids });
-        }
-        record.tokensOut = log.tokenCount;
-        if (nowMs - run.lastMetricsMs >= this.metricsEveryMs) {
-          run.lastMetricsMs = nowMs;
-          const produced = log.tokenCount - run.tokensAtStart;
-          listener.metricsDue(attempt, ((produced - 1) * 1000) / Math.max(1, nowMs - run.firstTokenAtMs));
+        try {
+          this.token(run, listener, text, ids);
+        } catch (error) {
+          this.unwritten(run, error);
         }
       },
     };
+  }
+
+  private token(run: Running, listener: AttemptListener, text: string, ids: readonly number[]): void {
+    const { attempt } = run;
+    const { record } = attempt;
+    const { log } = record;
+    const nowMs = this.clock.nowMs();
+    run.lastProgressMs = nowMs;
+    run.spoke = true;
+    if (!run.sawToken) {
+      this.noteStarted(run, record.tokensIn ?? record.spec.tokensIn, 0);
+      run.sawToken = true;
+      record.chargedSinceMs ??= nowMs;
+      run.firstTokenAtMs = nowMs;
+      run.lastMetricsMs = nowMs;
+      listener.firstToken(attempt, nowMs - record.createdMs);
+      record.firstBuild ??= attempt.build;
+      log.markAttempt(factsOf(attempt));
+    }
+    log.appendToken(text, ids);
+    noteSent(record, { text, ids });
+    record.tokensOut = log.tokenCount;
+    run.lastTokenMs = nowMs;
+    if (nowMs - run.lastMetricsMs < this.metricsEveryMs) return;
+    run.lastMetricsMs = nowMs;
+    const produced = log.tokenCount - run.tokensAtStart;
+    listener.metricsDue(attempt, ((produced - 1) * 1000) / Math.max(1, nowMs - run.firstTokenAtMs));
+  }
+
+  /** The journal takes no more: what cannot be written must not be seen, so the attempt is over. */
+  private unwritten(run: Running, error: unknown): void {
+    if (!isJournalError(error)) throw error;
+    run.unwritten = error;
+    this.abort(run.attempt.lease.leaseId);
   }
 
   /** `started` goes out once per task, with what the engine said of the prompt. */
@@ -343,15 +372,8 @@ export class AttemptRunner {
     const nowMs = this.clock.nowMs();
     this.noteStarted(run, tokensIn, 0);
     listener.firstToken(run.attempt, nowMs - run.attempt.record.createdMs);
-    return {
-      finishReason: "stop",
-      tokensIn,
-      tokensCached: 0,
-      tokensOut: 0,
-      promptMs: nowMs - beganMs,
-      decodeMs: 0,
-      result,
-    };
+    const work = { tokensIn, tokensCached: 0, tokensOut: 0, promptMs: nowMs - beganMs, decodeMs: 0 };
+    return { finishReason: "stop", ...work, work, result };
   }
 
   /**
@@ -361,15 +383,17 @@ export class AttemptRunner {
   private armWatchdog(run: Running): void {
     const { interTokenMs } = run.attempt.pool.timeouts;
     const firstTokenMs = firstAnswerMs(run.attempt);
-    const allowedMs = run.sawToken ? interTokenMs : firstTokenMs;
+    const allowedMs = run.spoke ? interTokenMs : firstTokenMs;
     const leftMs = run.lastProgressMs + allowedMs - this.clock.nowMs();
     run.watchdog = this.clock.setTimer(Math.max(1, Math.min(leftMs, interTokenMs)), () => {
       const quietMs = this.clock.nowMs() - run.lastProgressMs;
-      const boundMs = run.sawToken ? interTokenMs : firstTokenMs;
+      const boundMs = run.spoke ? interTokenMs : firstTokenMs;
       if (quietMs < boundMs) {
         this.armWatchdog(run);
         return;
       }
+      // The end of what was cut or canceled is on its way.
+      if (run.aborted) return;
       run.timedOut = "DECODE_TIMEOUT";
       this.abort(run.attempt.lease.leaseId);
     });
@@ -386,21 +410,31 @@ function firstAnswerMs({ pool, record: { spec } }: Attempt): number {
 }
 const singleAnswerTokens = 4096;
 
-/** An upper bound: a token is at least one byte, the engine adds a begin token and a leading space. */
-export function promptTokensBound(prompt: string): number {
-  // UTF-8 takes at most three bytes per UTF-16 unit; exact length only where that bound is not enough.
-  return Buffer.byteLength(prompt, "utf8") + promptOverheadTokens;
-}
-const promptOverheadTokens = 2;
+/** What the next process wants to know of it. */
+const factsOf = ({ record, lease, build, number }: Attempt): string =>
+  encodeFacts({
+    attempt: number,
+    replicaId: lease.replicaId,
+    engineVersion: record.engineVersion,
+    startedMs: record.startedMs,
+    firstTokenMs: record.firstTokenMs,
+    exact: record.exact,
+    continuations: record.continuations,
+    chargedMs: record.chargedMs,
+    build: { ...build },
+  });
 
-export const contextMessage = (tokensIn: number, maxTokens: number, ctx: number): string =>
-  `prompt (${tokensIn} tokens) and max_tokens (${maxTokens}) exceed the context of ${ctx} tokens: ` +
-  `shorten the prompt or ask for at most ${Math.max(0, ctx - tokensIn)} tokens`;
+const unwrittenOutcome = ({ message }: JournalError): AttemptOutcome => ({
+  kind: "failed",
+  code: "STORAGE_UNAVAILABLE",
+  message: `what the engine says cannot be written (${message}): make room, then submit the task again`,
+});
 
 /**
  * After these the engine holds nothing of ours; after the others it must say so itself. "Busy" is one of the
  * others: whoever holds the slot there, the task may not try again before it is free.
  */
-function leavesSlotFree(error: EngineError): boolean {
-  return ["rejected", "context", "unsupported"].includes(error.engineErrorKind);
-}
+const leavesSlotFree = (error: EngineError): boolean => isRefusal(error);
+
+const isRefusal = (error: EngineError): boolean =>
+  ["rejected", "context", "unsupported"].includes(error.engineErrorKind);

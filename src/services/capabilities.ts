@@ -1,12 +1,15 @@
 /**
- * Use case "what can be asked for": built from what runs now, never from what was planned (behaviour §12).
+ * Use case "what can be asked for": built from what runs now, never from what was planned (ORCHD-CAP-1).
  * api/capabilities.ts answers with it.
  *
  * Always: a figure that only the engine knows is null (or 0, where the contract wants a number) until the
  * engine has said it; features name what this version does, not what it will do.
  */
+
+import type { CatalogState } from "../domain/catalog.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
 import { limits } from "../domain/limits.ts";
-import type { EngineIdentity, EngineKind, PoolSpec } from "../domain/pool.ts";
+import type { EngineIdentity, PoolSpec } from "../domain/pool.ts";
 import {
   compareVersions,
   ctxPerTask,
@@ -29,11 +32,18 @@ export interface CapabilitiesDeps {
   readonly pools: readonly PoolSpec[];
   readonly control: ReplicaControl;
   readonly rateLimits: RateLimits;
+  /** Absent: nobody drains pools. */
+  readonly isDrained?: (poolId: string) => boolean;
+  /** Absent: no model is retired. */
+  readonly isRetired?: (pool: PoolSpec) => boolean;
 }
 
 export interface EngineCapability {
   readonly engine: EngineKind;
+  /** The newest. */
   readonly engineVersion: string | null;
+  /** Of all replicas that have told theirs, oldest first: they differ while an engine is being replaced. */
+  readonly engineVersions: readonly string[];
   /** Tokens; 0 while unknown. */
   readonly ctxMax: number;
   /** Tokens; 0 while unknown. */
@@ -48,12 +58,17 @@ export interface PoolCapability {
   readonly id: string;
   readonly engine: EngineKind;
   readonly engineVersion: string | null;
+  readonly engineVersions: readonly string[];
   readonly modelRef: string;
   readonly state: PoolState;
   readonly ready: boolean;
   readonly slotsTotal: number;
   readonly ctx: number | null;
+  /** Tokens; null while the context is unknown. */
+  readonly maxTokensOut: number | null;
+  readonly samplerProfileVersion: string;
   readonly workloads: readonly Workload[];
+  readonly features: readonly string[];
 }
 
 export interface ModelCapability {
@@ -62,7 +77,7 @@ export interface ModelCapability {
   readonly sizeBytes: number | null;
   readonly params: number | null;
   readonly ctxTrain: number | null;
-  readonly state: "Active";
+  readonly state: CatalogState;
 }
 
 export interface CapabilitiesView {
@@ -73,36 +88,47 @@ export interface CapabilitiesView {
   readonly rateLimits: RateLimits;
 }
 
-/** What the daemon does for every engine; resuming a stream survives a reconnect, not yet a restart. */
-const commonFeatures = ["sse", "cancel", "resume_in_memory", "idempotent_submit", "continuation", "seed"];
+/** What the daemon does whatever the engine. */
+const commonFeatures = ["sse", "cancel", "resume", "idempotent_submit", "dry_run", "sessions", "budgets"];
+/** ... and where text is generated. */
+const generationFeatures = ["continuation", "seed"];
 const engineFeatures: Readonly<Record<EngineKind, readonly string[]>> = {
   llamacpp: ["grammar", "json_schema"],
+  // A server says it itself, or is known by its kind (EngineIdentity.features).
+  openai: [],
   mock: [],
 };
 
 interface KnownPool {
   readonly pool: PoolSpec;
   readonly identity: EngineIdentity | null;
+  readonly versions: readonly string[];
   readonly state: PoolState;
   readonly ready: boolean;
+  readonly retired: boolean;
 }
 
 export class Capabilities {
   constructor(private readonly deps: CapabilitiesDeps) {}
 
   /** For /metrics: each model once. */
-  models(): { readonly modelId: string; readonly state: "Active" }[] {
-    return [...new Set(this.deps.pools.map((pool) => pool.modelRef))].map((modelId) => ({
-      modelId,
-      state: "Active",
-    }));
+  models(): { readonly modelId: string; readonly state: CatalogState }[] {
+    const states = new Map(this.deps.pools.map((pool) => [pool.modelRef, this.stateOf(pool)]));
+    return [...states].map(([modelId, state]) => ({ modelId, state }));
+  }
+
+  private stateOf(pool: PoolSpec): CatalogState {
+    return this.deps.isRetired?.(pool) === true ? "Retired" : "Active";
   }
 
   view(): CapabilitiesView {
     const known = this.deps.pools.map((pool): KnownPool => {
       const replicas = this.deps.control.snapshots(pool.id);
-      const { state, ready } = poolCondition(replicas);
-      return { pool, identity: newestIdentity(replicas), state, ready };
+      const { state, ready: served } = poolCondition(replicas);
+      const ready = served && this.deps.isDrained?.(pool.id) !== true;
+      const versions = sortedVersions(replicas.flatMap(({ identity }) => identity?.engineVersion ?? []));
+      const retired = this.stateOf(pool) === "Retired";
+      return { pool, identity: newestIdentity(replicas), versions, state, ready, retired };
     });
     return {
       apiVersion: this.deps.apiVersion,
@@ -116,32 +142,60 @@ export class Capabilities {
 
 function engineOf(kind: EngineKind, pools: readonly KnownPool[]): EngineCapability {
   const ctxMax = Math.max(0, ...pools.map(({ pool, identity }) => ctxPerTask(pool, identity) ?? 0));
-  const versions = pools.flatMap(({ identity }) => identity?.engineVersion ?? []).sort(compareVersions);
-  const templates = pools.some(({ identity }) => identity?.hasChatTemplate === true);
+  const versions = sortedVersions(pools.flatMap((known) => known.versions));
   const served = new Set(pools.flatMap(workloadsOf));
   return {
     engine: kind,
     engineVersion: versions.at(-1) ?? null,
+    engineVersions: versions,
     ctxMax,
-    // A prompt has at least one token.
-    maxTokensOut: Math.max(0, Math.min(limits.maxTokensMax, ctxMax - 1)),
+    maxTokensOut: maxTokensOf(ctxMax),
     concurrency: pools.reduce((sum, known) => sum + slotsOf(known), 0),
     workloads: workloads.filter((workload) => served.has(workload)),
-    features: [...commonFeatures, ...engineFeatures[kind], ...(templates ? ["chat_template"] : [])],
+    features: [...new Set(pools.flatMap(featuresOf))],
   };
 }
 
-const poolOf = (known: KnownPool): PoolCapability => ({
-  id: known.pool.id,
-  engine: known.pool.engine,
-  engineVersion: known.identity?.engineVersion ?? null,
-  modelRef: known.pool.modelRef,
-  state: known.state,
-  ready: known.ready,
-  slotsTotal: slotsOf(known),
-  ctx: ctxPerTask(known.pool, known.identity),
-  workloads: workloadsOf(known),
-});
+const sortedVersions = (versions: readonly string[]): string[] =>
+  [...new Set(versions)].sort(compareVersions);
+
+/** A prompt has at least one token. */
+const maxTokensOf = (ctx: number): number => Math.max(0, Math.min(limits.maxTokensMax, ctx - 1));
+
+function featuresOf(known: KnownPool): string[] {
+  if (!workloadsOf(known).includes("completion")) return commonFeatures;
+  const { pool, identity } = known;
+  return [
+    ...commonFeatures,
+    ...generationFeatures,
+    // Whether a server elsewhere can do without cached context it says itself.
+    ...(pool.engine === "openai" ? [] : ["strict"]),
+    ...engineFeatures[pool.engine],
+    ...(identity?.features ?? []),
+    ...(identity?.hasChatTemplate === true ? ["chat_template"] : []),
+    ...(pool.preempt === null ? [] : ["preemption"]),
+  ];
+}
+
+function poolOf(known: KnownPool): PoolCapability {
+  const { pool, identity, versions, state, ready } = known;
+  const ctx = ctxPerTask(pool, identity);
+  return {
+    id: pool.id,
+    engine: pool.engine,
+    engineVersion: identity?.engineVersion ?? null,
+    engineVersions: versions,
+    modelRef: pool.modelRef,
+    state,
+    ready,
+    slotsTotal: slotsOf(known),
+    ctx,
+    maxTokensOut: ctx === null ? null : maxTokensOf(ctx),
+    samplerProfileVersion: pool.samplerProfileVersion,
+    workloads: workloadsOf(known),
+    features: featuresOf(known),
+  };
+}
 
 function modelOf(modelRef: string, pools: readonly KnownPool[]): ModelCapability {
   const identity = pools.find((known) => known.identity !== null)?.identity ?? null;
@@ -151,7 +205,7 @@ function modelOf(modelRef: string, pools: readonly KnownPool[]): ModelCapability
     sizeBytes: identity?.modelSizeBytes ?? null,
     params: identity?.modelParams ?? null,
     ctxTrain: identity?.ctxTrain ?? null,
-    state: "Active",
+    state: pools.every(({ retired }) => retired) ? "Retired" : "Active",
   };
 }
 

@@ -5,7 +5,7 @@
  * Always holds: what was sent is not emitted again; a divergence is noticed before anything behind it is emitted, and
  * then costs one further generation, which cannot diverge.
  */
-import { assertNever } from "../domain/assert.ts";
+import { assert, assertNever } from "../domain/assert.ts";
 import {
   type ContinuationInput,
   type ContinuationPlan,
@@ -20,8 +20,10 @@ import {
 } from "../domain/continuation.ts";
 import { ContinuedOutput } from "../domain/continued-output.ts";
 import {
+  type ChatPrompt,
   type EngineClient,
   EngineError,
+  type EngineWork,
   type GenerateRequest,
   type GenerateResult,
   type GenerateSink,
@@ -32,8 +34,8 @@ export interface GenerationNeeds {
   readonly record: TaskRecord;
   readonly client: EngineClient;
   readonly build: EngineBuild;
-  /** Rendered. */
-  readonly prompt: string;
+  /** Rendered, where the engine does not do that itself. */
+  readonly prompt: string | ChatPrompt;
   readonly slot: number;
   readonly signal: AbortSignal;
   readonly onPrompt: GenerateSink["onPrompt"];
@@ -44,7 +46,10 @@ export interface GenerationNeeds {
 }
 
 export interface Generated {
+  /** The task's whole answer, whatever attempts it took. */
   readonly done: GenerateResult;
+  /** This attempt's part of it, with what it said again. */
+  readonly work: EngineWork;
   /** False: the engine was told to stop and has not said yet that the slot is free. */
   readonly slotFree: boolean;
 }
@@ -53,60 +58,89 @@ export async function generateOn(needs: GenerationNeeds): Promise<Generated> {
   const { record } = needs;
   const input = await inputOf(needs);
   let plan = planContinuation(input);
+  // One to which no engine has said anything is no continuation; a replay and what follows it are one.
+  let counted = plan.way === "fresh";
+  const count = (): void => {
+    if (!counted) record.continuations++;
+    counted = true;
+  };
+  const onHeard = (): void => {
+    count();
+    needs.onHeard();
+  };
+  const counting = counted ? needs : { ...needs, onHeard };
   for (;;) {
     record.exact = plan.exact;
-    if (plan.way !== "fresh") record.continuations++;
-    const generated = await carryOut(needs, plan);
-    if (generated !== "diverged") return generated;
+    const generated = await carryOut(counting, plan);
+    if (generated !== "diverged") {
+      count();
+      return generated;
+    }
     await needs.client.awaitSlotFree(needs.slot, needs.signal);
-    // Counted once: the replay and what follows it are one way to go on.
-    record.continuations--;
     plan = planAfterDivergence({ ...input, exact: "no" });
   }
 }
 
 /** Ids that the engine did not name are asked for: without them the answer goes on by text. */
-async function inputOf({ record, client, build, signal }: GenerationNeeds): Promise<ContinuationInput> {
+async function inputOf(needs: GenerationNeeds): Promise<ContinuationInput> {
+  const { record, client, build, signal } = needs;
+  const resumes = resumesOf(needs);
   const tokens = new Map<string, readonly number[]>();
-  for (const text of unnamedTexts(record.sent)) tokens.set(text, await client.tokenize(text, false, signal));
+  const unnamed = resumes.resumes === undefined ? unnamedTexts(record.sent) : [];
+  for (const text of unnamed) tokens.set(text, await client.tokenize(text, false, signal));
   const sent = nameIds(record.sent, (text) => tokens.get(text) ?? null);
-  return { spec: record.spec, sent, first: record.firstBuild ?? build, next: build, exact: record.exact };
+  const first = record.firstBuild ?? build;
+  return { spec: record.spec, sent, first, next: build, exact: record.exact, ...resumes };
+}
+
+function resumesOf({ client: { prompts }, prompt }: GenerationNeeds): Pick<ContinuationInput, "resumes"> {
+  if (typeof prompt === "string") return prompts?.tokenizes === false ? { resumes: "text" } : {};
+  return { resumes: prompts?.chat === "continues" ? "text" : "never" };
 }
 
 async function carryOut(needs: GenerationNeeds, plan: ContinuationPlan): Promise<Generated | "diverged"> {
-  const { record, client, prompt, signal, emit, onPrompt } = needs;
+  const { record, client, prompt, signal, emit, onPrompt, onHeard } = needs;
   const { spec } = record;
   switch (plan.way) {
     case "fresh": {
       const request = requestOf(needs, prompt, spec.maxTokens, spec.seed);
-      return {
-        done: await client.generate(request, { onPrompt, onToken: emit }, signal),
-        slotFree: true,
-      };
+      const done = await client.generate(request, { onPrompt, onToken: emit, onHeard }, signal);
+      return { done, work: done, slotFree: true };
     }
     case "finished":
-      return { done: nothingLeft(record), slotFree: true };
+      return { done: nothingLeft(record), work: noWork, slotFree: true };
     case "impossible":
       throw new EngineError("protocol", plan.message);
     case "replay":
       return await goOn(needs, plan, prompt);
     case "prefix":
+      // By text the engine is asked in this instant: tasks reach it in the order in which they were started.
       return await goOn(
         needs,
         plan,
-        plan.by === "text"
-          ? prompt + plan.text
-          : [...(await client.tokenize(prompt, true, signal)), ...plan.ids],
+        plan.by === "text" ? behindText(needs, plan.text) : await behindIds(needs, plan.ids),
       );
     default:
       return assertNever(plan, "continuation plan");
   }
 }
 
+/** The prompt that ends with what was sent. */
+const behindText = ({ prompt }: GenerationNeeds, text: string): string | ChatPrompt =>
+  typeof prompt === "string" ? prompt + text : { ...prompt, said: text };
+
+async function behindIds(
+  { client, prompt, signal }: GenerationNeeds,
+  ids: readonly number[],
+): Promise<readonly number[]> {
+  assert(typeof prompt === "string", "a chat that the engine renders goes on by text");
+  return [...(await client.tokenize(prompt, true, signal)), ...ids];
+}
+
 async function goOn(
   needs: GenerationNeeds,
   plan: GoingPlan,
-  prompt: string | readonly number[],
+  prompt: GenerateRequest["prompt"],
 ): Promise<Generated | "diverged"> {
   const { record, client, signal, onPrompt, onHeard, emit } = needs;
   const output = new ContinuedOutput(plan, record.spec.sampling.stop, emit);
@@ -120,6 +154,7 @@ async function goOn(
       requestOf(needs, prompt, plan.maxTokens, plan.seed),
       {
         onPrompt,
+        onHeard,
         onToken: (text, ids) => {
           onHeard();
           if (output.take(text, ids) !== "going") call.abort();
@@ -143,13 +178,14 @@ async function goOn(
   const result = { ...said, ...tokensOfEnded(plan, record.tokensIn, said) };
   return {
     done: state === "stopped" ? { ...result, finishReason: "stop" } : result,
+    work: done ?? noWork,
     slotFree: done !== null,
   };
 }
 
 function requestOf(
   { record: { spec }, slot }: GenerationNeeds,
-  prompt: string | readonly number[],
+  prompt: GenerateRequest["prompt"],
   maxTokens: number,
   seed: number,
 ): GenerateRequest {
@@ -163,6 +199,9 @@ function requestOf(
     slot,
   };
 }
+
+/** None that the engine gave an account of. */
+const noWork: EngineWork = { tokensIn: 0, tokensCached: 0, tokensOut: 0, promptMs: 0, decodeMs: 0 };
 
 /** Only the engine's last word was lost. */
 const nothingLeft = (record: TaskRecord): GenerateResult => ({

@@ -9,23 +9,21 @@
  * nothing is accepted, and no end is seen, that a restart would not know of.
  */
 import { assert, assertNever } from "../domain/assert.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
 import { isOrchestratorError, type OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
-import type { EngineKind, PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
+import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
-import type { Fairness } from "../domain/queue.ts";
 import { createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
-import type { Command, Lease } from "../domain/scheduler-protocol.ts";
+import type { Command, Lease, SchedulerEvent } from "../domain/scheduler-protocol.ts";
 import type { Priority, TaskSpec } from "../domain/task.ts";
-import type { Clock } from "../ports/clock.ts";
 import type { EngineClient } from "../ports/engine.ts";
-import type { ReplicaControl, ReplicaListener } from "../ports/supervision.ts";
-import { isStoreError, type StoreError, type TaskStore } from "../ports/task-store.ts";
-import type { Log, Metrics } from "../ports/telemetry.ts";
+import type { ReplicaListener } from "../ports/supervision.ts";
+import { isStoreError, type StoreError } from "../ports/task-store.ts";
 import { Acceptance, type Assessment } from "./acceptance.ts";
 import { AttemptFeedback } from "./attempt-feedback.ts";
-import type { AttemptRunner } from "./attempt-runner.ts";
 import { Deadlines } from "./deadlines.ts";
+import type { DispatcherDeps } from "./dispatcher-deps.ts";
 import { Effects, type Step } from "./effects.ts";
 import { Endings } from "./endings.ts";
 import { Forecast } from "./forecast.ts";
@@ -35,10 +33,9 @@ import { QueueView } from "./queue-view.ts";
 import { shuttingDown, storageUnavailable } from "./refusals.ts";
 import { Repeats } from "./repeats.ts";
 import { SessionRemoval } from "./session-removal.ts";
-import type { Remaining, RemovedSession, Sessions } from "./sessions.ts";
-import type { TaskArchive } from "./task-archive.ts";
-import type { AttemptResult, TaskRecord, TaskRegistry } from "./task-registry.ts";
-import { TaskTelemetry } from "./task-telemetry.ts";
+import type { Remaining, RemovedSession } from "./sessions.ts";
+import type { AttemptResult, TaskRecord } from "./task-registry.ts";
+import { TaskTelemetry, type Unplaced } from "./task-telemetry.ts";
 import type { CancelReason } from "./terminal-events.ts";
 import { TurnStore } from "./turn-store.ts";
 
@@ -46,30 +43,6 @@ interface Admitted {
   readonly record: TaskRecord;
   readonly placement: PlacementNote;
   readonly settle: Settle;
-}
-
-export interface DispatcherDeps {
-  readonly clock: Clock;
-  readonly log: Log;
-  readonly metrics: Metrics;
-  readonly control: ReplicaControl;
-  readonly registry: TaskRegistry;
-  readonly archive: TaskArchive;
-  readonly runner: AttemptRunner;
-  readonly store: TaskStore;
-  readonly sessions: Sessions;
-  readonly pools: readonly PoolSpec[];
-  readonly attemptsMax: number;
-  readonly batchMaxWaitMs: number;
-  readonly fair: Fairness;
-  /** A task whose attempt was lost goes on with what it has sent; the attempt runner keeps that then. */
-  readonly continues?: boolean;
-  /** A running task is cut when its deadline passes. */
-  readonly cutAtDeadline: boolean;
-  /** A task whose deadline is less likely than this to be met is refused. */
-  readonly minOnTimeProbability: number;
-  /** A broken invariant in a turn: state may be half changed, the only honest way on is a restart. */
-  readonly onFatal: (error: unknown) => void;
 }
 
 export class Dispatcher implements ReplicaListener {
@@ -97,16 +70,18 @@ export class Dispatcher implements ReplicaListener {
 
   constructor(private readonly deps: DispatcherDeps) {
     const { clock, registry, sessions } = deps;
-    const { attemptsMax, batchMaxWaitMs, fair, continues = false } = deps;
+    const { attemptsMax, batchMaxWaitMs, fair } = deps;
     this.state = createScheduler(
-      { attemptsMax, batchMaxWaitMs, fair, continues },
-      deps.pools.map((p) => ({ id: p.id, capacity: p.queueCapacity, fullPolicy: p.fullPolicy })),
+      { attemptsMax, batchMaxWaitMs, fair },
+      deps.pools.map(({ id, queueCapacity: capacity, fullPolicy, preempt }) => ({
+        ...{ id, capacity, fullPolicy, preempt, drained: deps.drained?.has(id) ?? false },
+      })),
     );
     this.pools = new PoolRuntimes(deps.pools);
     this.forecast = new Forecast(clock, registry, this.state, this.pools);
     this.view = new QueueView(this.state, registry);
     this.telemetry = new TaskTelemetry(deps.log, deps.metrics);
-    this.store = new TurnStore(deps.store, clock, deps.log);
+    this.store = new TurnStore(deps.store, clock, deps.log, (taskId) => deps.ahead.forget(taskId));
     this.repeats = new Repeats(deps.archive, this.store);
     this.deadlines = new Deadlines(clock, deps.cutAtDeadline, (event) => this.post({ kind: "event", event }));
     const shared = {
@@ -117,11 +92,13 @@ export class Dispatcher implements ReplicaListener {
       forecast: this.forecast,
       store: this.store,
       deadlines: this.deadlines,
+      specOf: (taskId: string) => deps.archive.specOf(taskId),
+      modelRefusal: deps.modelRefusal ?? (() => null),
     };
     const { control, runner, onFatal, minOnTimeProbability } = deps;
     this.acceptance = new Acceptance({ ...shared, scheduler: this.state, minOnTimeProbability });
     const { telemetry, view } = this;
-    this.endings = new Endings({ ...shared, telemetry });
+    this.endings = new Endings({ ...shared, telemetry, transcripts: deps.transcripts ?? null });
     const post = (item: Item): void => this.post(item);
     this.feedback = new AttemptFeedback({ ...shared, view, control, telemetry, post, onFatal });
     const cancel = (taskId: string): Promise<void> => this.cancel(taskId, "session");
@@ -131,14 +108,13 @@ export class Dispatcher implements ReplicaListener {
       ...{ control, runner, telemetry, post },
       endings: this.endings,
       feedback: this.feedback,
-      specOf: (taskId) => deps.archive.specOf(taskId),
     });
   }
 
   /** What the last process had accepted, and what is left of it. Once, before anything else. */
   recover(): readonly TaskRecord[] {
-    const { clock, registry, store } = this.deps;
-    const { commands, homeless } = this.acceptance.recover(store.recover(), clock.nowMs());
+    const { clock, registry, store, ahead } = this.deps;
+    const { commands, homeless } = this.acceptance.recover(store.recover(), ahead, clock.nowMs());
     this.take(commands, null);
     for (const { spec } of homeless)
       this.take(
@@ -155,6 +131,7 @@ export class Dispatcher implements ReplicaListener {
         null,
       );
     this.finishTurn();
+    ahead.recoveryOver((taskId) => registry.find(taskId)?.finishedMs === null);
     const live = [...registry.live()];
     for (const record of live) registry.park(record);
     return live;
@@ -200,9 +177,9 @@ export class Dispatcher implements ReplicaListener {
     return new Promise((resolve) => this.post({ kind: "cancel", taskId, reason, resolve }));
   }
 
-  /** The refusal that a task of this class would get now, without enqueueing anything; null: none. */
+  /** Why a task of this class had better go elsewhere: the refusal that it would get now, or the pool is drained. */
   refusalFor(poolId: string, priority: Priority): OrchestratorError | null {
-    return this.acceptance.refusalFor(poolId, priority);
+    return this.acceptance.reluctanceOf(poolId, priority);
   }
 
   /** Submissions that wait for the next turn and are in no queue yet. */
@@ -210,9 +187,24 @@ export class Dispatcher implements ReplicaListener {
     return this.pools.get(poolId).submitting;
   }
 
+  /** From now on it is what the pool is; ready replicas are told of behind it. */
+  replacePool(spec: PoolSpec): void {
+    this.pools.replace(spec);
+  }
+
+  /** What an operator decides about a pool; resolves after the turn that took it. */
+  tell(event: SchedulerEvent): Promise<void> {
+    return new Promise((resolve) => this.post({ kind: "event", event, resolve }));
+  }
+
   /** A request that was refused before it came to a turn. */
   noteRefusal(engine: EngineKind, error: OrchestratorError): void {
     this.telemetry.refused(engine, error);
+  }
+
+  /** A submission whose placement leaves no pool. */
+  noteUnplaced(correlationId: string, keyId: string, unplaced: Unplaced): void {
+    this.telemetry.unplaced(correlationId, keyId, unplaced);
   }
 
   /** Runtime of a pool: identity, totals, ready replicas. For reading only. */
@@ -255,7 +247,8 @@ export class Dispatcher implements ReplicaListener {
     const { poolId, replicaId, incarnation, identity, slotsTotal } = snapshot;
     assert(identity !== null, "a ready replica has an identity");
     const pool = this.pools.get(poolId);
-    pool.ready.set(replicaId, { incarnation, client, identity });
+    const { spec } = pool;
+    pool.ready.set(replicaId, { incarnation, client, identity, decodeTps: speed.decodeTps, spec });
     pool.identity = identity;
     const loadMs = pool.loadingSinceMs === null ? null : this.deps.clock.nowMs() - pool.loadingSinceMs;
     pool.loadingSinceMs = null;
@@ -263,6 +256,18 @@ export class Dispatcher implements ReplicaListener {
     this.post({
       kind: "event",
       event: { type: "replica_ready", poolId, replicaId, incarnation, slots: slotsTotal },
+    });
+    this.vramMeasured(snapshot, null);
+  }
+
+  /** Of a ready replica; null: not known. */
+  vramMeasured({ poolId, replicaId, incarnation }: ReplicaSnapshot, vramFreeBytes: number | null): void {
+    const ready = this.pools.get(poolId).ready.get(replicaId);
+    if (ready?.incarnation !== incarnation) return;
+    const { decodeTps } = ready;
+    this.post({
+      kind: "event",
+      event: { type: "replica_measured", poolId, replicaId, incarnation, vramFreeBytes, decodeTps },
     });
   }
 
@@ -319,8 +324,7 @@ export class Dispatcher implements ReplicaListener {
     this.steps = [];
     this.admitted = [];
     this.answers = [];
-    for (const { record, placement } of admitted)
-      this.telemetry.admitted(record, this.engineOf(record), placement);
+    for (const { record, placement } of admitted) this.telemetry.admitted(record, placement);
     for (const step of steps) this.effects.act(step);
     for (const { record } of admitted) this.deps.registry.park(record);
     if (admitted.length > 0) this.answerOnceSynced(admitted);
@@ -360,7 +364,7 @@ export class Dispatcher implements ReplicaListener {
       });
       this.take(this.acceptance.undo(record, lease, nowMs), null);
       const refusal = storageUnavailable(error);
-      this.telemetry.refused(this.engineOf(record), refusal);
+      this.telemetry.refused(record.spec.engine, refusal);
       this.answers.push(() => settle.reject(refusal));
     }
   }
@@ -423,7 +427,7 @@ export class Dispatcher implements ReplicaListener {
     const accepted = this.acceptance.accept(spec, item.watched, nowMs);
     if (accepted.kind === "refused") {
       const { refusal } = accepted;
-      this.telemetry.refused(pool.spec.engine, refusal);
+      this.telemetry.refused(spec.engine, refusal);
       // Somebody wants it: the supervisor may try again now instead of at its next turn; it spaces the tries itself.
       if (refusal.code === "POOL_UNAVAILABLE") this.deps.control.ensurePool(spec.poolId);
       this.answers.push(() => settle.reject(refusal));
@@ -437,11 +441,7 @@ export class Dispatcher implements ReplicaListener {
   private take(commands: readonly Command[], result: AttemptResult | null): void {
     for (const command of commands) {
       if (command.type === "finish_task") this.endings.conclude(command, result);
-      this.steps.push({ command, result });
+      this.steps.push({ command });
     }
-  }
-
-  private engineOf({ spec }: TaskRecord): EngineKind {
-    return this.pools.find(spec.poolId)?.spec.engine ?? "mock";
   }
 }

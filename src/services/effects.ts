@@ -3,24 +3,28 @@
  * stored; what comes of them returns to its mailbox.
  */
 import { assertNever } from "../domain/assert.ts";
+import { type EngineIdentity, type PoolSpec, unknownVersion } from "../domain/pool.ts";
+import type { RunningWork } from "../domain/preemption.ts";
 import type { Command } from "../domain/scheduler-protocol.ts";
 import type { TaskSpec } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
 import type { ReplicaControl } from "../ports/supervision.ts";
 import type { AttemptListener, AttemptRunner } from "./attempt-runner.ts";
 import type { Endings } from "./endings.ts";
+import { forModel } from "./fitting-prompt.ts";
 import type { Forecast } from "./forecast.ts";
 import type { Post } from "./mailbox.ts";
 import type { PoolRuntimes } from "./pool-runtime.ts";
-import type { AttemptResult, TaskRegistry } from "./task-registry.ts";
+import { RunTimes } from "./run-times.ts";
+import { noteRun, type TaskRecord, type TaskRegistry } from "./task-registry.ts";
 import type { TaskTelemetry } from "./task-telemetry.ts";
+import { attemptFacts } from "./transcript-facts.ts";
 
 type StartAttempt = Extract<Command, { type: "start_attempt" }>;
 
-/** A command with what the attempt brought that led to it, if one did. */
+/** What was decided and is to be carried out. */
 export interface Step {
   readonly command: Command;
-  readonly result: AttemptResult | null;
 }
 
 export interface EffectsDeps {
@@ -41,9 +45,12 @@ export interface EffectsDeps {
 export class Effects {
   private readonly wakes = new Map<string, { readonly atMs: number; readonly timer: Timer }>();
 
+  private readonly runTimes: RunTimes;
   private held = false;
 
-  constructor(private readonly deps: EffectsDeps) {}
+  constructor(private readonly deps: EffectsDeps) {
+    this.runTimes = new RunTimes(deps.clock, (event) => deps.post({ kind: "event", event }));
+  }
 
   /** The daemon stops: nothing starts any more; what would have waits on disk for the next process. */
   hold(): void {
@@ -54,9 +61,10 @@ export class Effects {
   close(): void {
     for (const { timer } of this.wakes.values()) timer.cancel();
     this.wakes.clear();
+    this.runTimes.close();
   }
 
-  act({ command, result }: Step): void {
+  act({ command }: Step): void {
     const { runner, control, clock } = this.deps;
     switch (command.type) {
       case "start_attempt":
@@ -65,11 +73,16 @@ export class Effects {
       case "abort_attempt":
         runner.abort(command.leaseId);
         break;
+      case "cut_attempt":
+        // Nobody starts in its place any more: it runs on as long as the drain lets it.
+        if (!this.held || command.reason !== "preempted") runner.cut(command.leaseId, command.reason);
+        break;
       case "finish_task":
-        this.deps.endings.seal(command, result);
+        this.runTimes.forget(command.taskId);
+        this.deps.endings.seal(command);
         break;
       case "requeue_task":
-        this.requeue(command.taskId, command.message);
+        this.requeue(command);
         break;
       case "ensure_pool":
         this.deps.pools.get(command.poolId).loadingSinceMs ??= clock.nowMs();
@@ -93,9 +106,15 @@ export class Effects {
     armed?.timer.cancel();
     const timer = clock.setTimer(Math.max(0, atMs - clock.nowMs()), () => {
       this.wakes.delete(poolId);
-      this.deps.post({ kind: "event", event: { type: "wake", poolId } });
+      this.deps.post({ kind: "event", event: { type: "wake", poolId, ...this.costsOf(poolId) } });
     });
     this.wakes.set(poolId, { atMs, timer });
+  }
+
+  /** What a cut would cost, where one may be due. */
+  private costsOf(poolId: string): { running?: readonly RunningWork[] } {
+    const { pools, forecast } = this.deps;
+    return pools.get(poolId).spec.preempt === null ? {} : { running: forecast.runningWork(poolId) };
   }
 
   private startAttempt(command: StartAttempt): void {
@@ -122,13 +141,25 @@ export class Effects {
       this.neverBegan(command, "the engine was lost before the start", false);
       return;
     }
-    const { client, identity } = ready;
+    const { client, identity, spec } = ready;
+    if (record.spec.modelRef !== spec.modelRef && !retarget(record, spec)) {
+      this.anotherModel(command, spec);
+      return;
+    }
     record.engineVersion = identity.engineVersion;
-    this.deps.telemetry.started(record, pool.spec.engine, command);
-    const { ctxPerSlot, engine, engineVersion, modelPath } = identity;
-    const build = { engine, version: engineVersion, model: modelPath ?? pool.spec.modelRef, device: null };
+    this.deps.telemetry.started(record, command);
+    if (spec.taskTimeoutMs !== null) this.runTimes.started(taskId, spec.taskTimeoutMs);
+    const { ctxPerSlot, engine, engineVersion, modelPath, modelStamp } = identity;
+    const model = modelPath ?? spec.modelRef;
+    const settings = settingsDigest(spec, identity);
+    // Of two servers that do not say what they are nobody knows whether they are the same.
+    const version = engineVersion === unknownVersion ? null : engineVersion;
+    const build = { engine, version, model, modelStamp, settings, device: null };
+    const { replicaId, slot } = lease;
+    const run = { number: command.attempt, replicaId, slot, startedMs: clock.nowMs(), build };
+    noteRun(record, attemptFacts(run, identity));
     runner.start(
-      { record, lease, pool: pool.spec, client, build, ctxPerSlot, number: command.attempt },
+      { record, lease, pool: spec, client, build, ctxPerSlot, number: command.attempt },
       this.deps.feedback,
     );
   }
@@ -148,9 +179,40 @@ export class Effects {
     });
   }
 
-  private requeue(taskId: string, message: string): void {
-    const record = this.deps.registry.get(taskId);
-    record.state = "queued";
-    this.deps.telemetry.requeued(record, this.deps.pools.engineOf(record.spec.poolId), message);
+  /** What was sent is another model's: nobody goes on with it here. */
+  private anotherModel({ taskId, poolId, lease }: StartAttempt, { modelRef }: PoolSpec): void {
+    const message = `its pool has another model now (${modelRef}), and part of its answer was sent: submit it again`;
+    const outcome = { kind: "failed" as const, code: "WORKER_RESET" as const, message };
+    this.deps.post({
+      kind: "event",
+      event: { type: "attempt_ended", taskId, poolId, lease, outcome, slotFree: true },
+    });
   }
+
+  private requeue({ taskId, message, cut }: Extract<Command, { type: "requeue_task" }>): void {
+    const record = this.deps.registry.get(taskId);
+    this.runTimes.stopped(taskId);
+    // In the same turn it ended after all.
+    if (record.finishedMs !== null) return;
+    record.state = "queued";
+    this.deps.telemetry.requeued(record, message, cut);
+  }
+}
+
+/** It waited for another model: its prompt is rendered and counted anew. False: part of its answer is that one's. */
+function retarget(record: TaskRecord, { modelRef }: PoolSpec): boolean {
+  if (record.tokensOut > 0) return false;
+  record.spec = forModel(record.spec, modelRef);
+  record.tokensIn = null;
+  return true;
+}
+
+/** What an engine was started with, as far as its words may depend on it; variables may hold secrets. */
+function settingsDigest(
+  { args, env, devices, rpc, remote }: PoolSpec,
+  { slots, ctxPerSlot }: EngineIdentity,
+): string {
+  const place = remote?.baseUrl ?? null;
+  const settings = JSON.stringify([args, env, devices, rpc, place, slots, ctxPerSlot]);
+  return new Bun.CryptoHasher("sha256").update(settings).digest("hex");
 }

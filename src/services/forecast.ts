@@ -36,6 +36,7 @@ import {
   timeBetweenEndsMs,
 } from "../domain/predictor.ts";
 import { restore, snapshotOf } from "../domain/predictor-snapshot.ts";
+import { type RunningWork, redoneTokens } from "../domain/preemption.ts";
 import { type SchedulerState, slotsBusy } from "../domain/scheduler.ts";
 import type { TaskSpec } from "../domain/task.ts";
 import type { Clock } from "../ports/clock.ts";
@@ -157,6 +158,33 @@ export class Forecast {
     return Math.max(retryAfterMsMin, Math.round(Math.min(...freeInMs)));
   }
 
+  /** What cutting each lease of the pool would cost. One that nobody can say anything of is left out. */
+  runningWork(poolId: string): RunningWork[] {
+    const nowMs = this.clock.nowMs();
+    const { slots } = this.pools.get(poolId).spec;
+    const works: RunningWork[] = [];
+    for (const replica of this.scheduler.pools.get(poolId)?.replicas.values() ?? [])
+      for (const slot of replica.slots) {
+        const record = slot.kind === "leased" ? this.registry.find(slot.taskId) : null;
+        if (slot.kind !== "leased" || record === null) continue;
+        const remainingMs = this.remaining(record, slots, nowMs).mean;
+        const { deadlineMs } = record.spec;
+        const slackMs = deadlineMs === null ? null : record.createdMs + deadlineMs - nowMs - remainingMs;
+        const redoMs = this.redoMs(record, slots, nowMs);
+        works.push({ leaseId: slot.leaseId, remainingMs, redoMs, slackMs });
+      }
+    return works;
+  }
+
+  /** What the engine has to do again if the task is cut now. */
+  private redoMs({ spec, tokensOut, startedMs }: TaskRecord, slots: number, nowMs: number): number {
+    const { predictor } = this.pools.get(spec.poolId);
+    if (spec.workload !== "completion") return nowMs - (startedMs ?? nowMs);
+    const { prompt, decoded } = redoneTokens(spec, tokensOut);
+    const again = { tokensIn: prompt, exact: spec.tokensInExact };
+    return serviceTime(predictor, again, { mean: decoded, variance: 0 }, streamsBeside(spec, slots)).mean;
+  }
+
   // ---- what happened ----
 
   /** A task has been accepted into the queue. */
@@ -223,8 +251,10 @@ export class Forecast {
     const busy = Math.max(1, slotsBusy(this.scheduler, pool.id, lease.replicaId));
     const atStart = this.busyAtStart.get(spec.taskId) ?? busy;
     learnAttempt(this.pools.get(pool.id).predictor, {
-      ...result,
-      tokensInAdmitted: spec.tokensIn,
+      ...result.work,
+      tokensAnswered: result.tokensOut,
+      // A continued attempt's prompt has what was sent in it: it tells nothing of the cache's share.
+      tokensInAdmitted: record.continuations > 0 ? 0 : spec.tokensIn,
       tokensInExact: spec.tokensInExact,
       maxTokens: spec.workload === "completion" ? spec.maxTokens : null,
       concurrency: (busy + Math.max(1, atStart)) / 2,

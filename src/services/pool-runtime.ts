@@ -3,7 +3,7 @@
  * totals. Owned by the dispatcher's turn; the forecast and the views of the API read it.
  */
 import { assert } from "../domain/assert.ts";
-import type { EngineIdentity, EngineKind, PoolSpec } from "../domain/pool.ts";
+import type { EngineIdentity, PoolSpec } from "../domain/pool.ts";
 import { createPredictor, type PredictorState } from "../domain/predictor.ts";
 import type { EngineClient } from "../ports/engine.ts";
 
@@ -11,11 +11,16 @@ export interface ReadyReplica {
   readonly incarnation: number;
   readonly client: EngineClient;
   readonly identity: EngineIdentity;
+  /** Of its warm-up: tokens per second. */
+  readonly decodeTps: number;
+  /** What it was started with: another model than the pool's while that is replaced. */
+  readonly spec: PoolSpec;
 }
 
 export interface PoolRuntime {
-  readonly spec: PoolSpec;
-  readonly predictor: PredictorState;
+  /** Changes with a reload. */
+  spec: PoolSpec;
+  predictor: PredictorState;
   readonly ready: Map<string, ReadyReplica>;
   /** Of the replica that became ready last; kept while none is ready. */
   identity: EngineIdentity | null;
@@ -67,8 +72,11 @@ export class PoolRuntimes {
     return null;
   }
 
-  engineOf(poolId: string): EngineKind {
-    return this.find(poolId)?.spec.engine ?? "llamacpp";
+  /** The pool has another model, or was started again with its own; what was learnt of another one is forgotten. */
+  replace(spec: PoolSpec): void {
+    const pool = this.get(spec.id);
+    if (pool.spec.modelRef !== spec.modelRef) pool.predictor = createPredictor();
+    pool.spec = spec;
   }
 
   get(poolId: string): PoolRuntime {

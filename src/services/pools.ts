@@ -6,17 +6,27 @@
  */
 import { closest } from "fastest-levenshtein";
 import { assert } from "../domain/assert.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
 import { OrchestratorError } from "../domain/errors.ts";
-import type { EngineIdentity, EngineKind, PoolSpec, ReplicaFailure, ReplicaState } from "../domain/pool.ts";
+import type {
+  EngineIdentity,
+  PoolSpec,
+  ReplicaFailure,
+  ReplicaSnapshot,
+  ReplicaState,
+} from "../domain/pool.ts";
 import {
   newestFailure,
   newestIdentity,
+  type PoolCondition,
   type PoolState,
   poolCondition,
   slotsServing,
 } from "../domain/pool-state.ts";
 import type { ReplicaControl } from "../ports/supervision.ts";
-import type { PoolGauges, PoolPrediction } from "../ports/telemetry.ts";
+import type { GpuGauges, PoolGauges, PoolPrediction } from "../ports/telemetry.ts";
+import type { GpuFigures } from "./gpu-monitor.ts";
+import type { DrainView } from "./pool-drain.ts";
 
 /** The queues and leases, as the dispatcher knows them. Unknown ids have nothing queued and nothing busy. */
 export interface QueueView {
@@ -40,11 +50,22 @@ export interface KvView {
   tokensInUse(replicaId: string): number | null;
 }
 
+/** The graphics cards, and what replicas take of them. */
+export interface GpuView {
+  figures(): readonly GpuFigures[];
+  /** Bytes on all cards together; null: nobody tells it, or there is no card. */
+  vramUsedBytes(replicaId: string): number | null;
+}
+
 export interface PoolsDeps {
   readonly pools: readonly PoolSpec[];
   readonly control: ReplicaControl;
   readonly queues: QueueView;
   readonly speeds: SpeedView;
+  /** Absent: no card is watched. */
+  readonly gpus?: GpuView;
+  /** Absent: nobody drains pools. Null: this one is not drained. */
+  readonly drainOf?: (poolId: string) => DrainView | null;
 }
 
 export interface QueueDepth {
@@ -76,7 +97,7 @@ export interface ReplicaHealth {
   readonly slotsBusy: number;
   readonly restarts: number;
   readonly lastError: ReplicaFailure | null;
-  /** Null: no GPU library is asked yet, and a guess would be worse. */
+  /** Null: nobody tells it, and a guess would be worse. */
   readonly vramUsedBytes: number | null;
 }
 
@@ -100,6 +121,8 @@ export interface PoolHealth {
     readonly prediction: PoolPrediction;
   };
   readonly lastError: ReplicaFailure | null;
+  /** Null: nobody has drained it. */
+  readonly drain: DrainView | null;
 }
 
 export class Pools {
@@ -124,7 +147,7 @@ export class Pools {
   list(): PoolSummary[] {
     return this.deps.pools.map((pool) => {
       const replicas = this.deps.control.snapshots(pool.id);
-      const { state, ready } = poolCondition(replicas);
+      const { state, ready } = this.condition(pool.id, replicas);
       return {
         ...identified(pool, newestIdentity(replicas)),
         state,
@@ -145,7 +168,7 @@ export class Pools {
     const totals = this.deps.speeds.totals(id);
     return {
       ...identified(pool, newestIdentity(replicas)),
-      ...poolCondition(replicas),
+      ...this.condition(id, replicas),
       replicas: replicas.map((replica) => ({
         id: replica.replicaId,
         state: replica.state,
@@ -154,7 +177,7 @@ export class Pools {
         slotsBusy: this.deps.queues.slotsBusy(replica.replicaId),
         restarts: replica.restarts,
         lastError: replica.lastError,
-        vramUsedBytes: null,
+        vramUsedBytes: this.deps.gpus?.vramUsedBytes(replica.replicaId) ?? null,
       })),
       queue: this.deps.queues.depth(id),
       metrics: {
@@ -166,7 +189,18 @@ export class Pools {
         prediction: this.deps.speeds.prediction(id),
       },
       lastError: newestFailure(replicas),
+      drain: this.drainOf(id),
     };
+  }
+
+  private drainOf(poolId: string): DrainView | null {
+    return this.deps.drainOf?.(poolId) ?? null;
+  }
+
+  /** What its engines can do, and whether it takes anything up. */
+  private condition(poolId: string, replicas: readonly ReplicaSnapshot[]): PoolCondition {
+    const condition = poolCondition(replicas);
+    return this.drainOf(poolId) === null ? condition : { ...condition, ready: false, draining: true };
   }
 
   /** For /metrics. */
@@ -178,7 +212,8 @@ export class Pools {
         poolId: pool.id,
         engine: pool.engine,
         engineVersion: newestIdentity(replicas)?.engineVersion ?? null,
-        ready: poolCondition(replicas).ready,
+        ready: this.condition(pool.id, replicas).ready,
+        draining: this.drainOf(pool.id) !== null,
         queue: { interactive, batch },
         prediction: this.deps.speeds.prediction(pool.id),
         replicas: replicas.map(({ replicaId, identity }) => {
@@ -191,6 +226,22 @@ export class Pools {
         }),
       };
     });
+  }
+
+  /** For /metrics: the cards, each with the replicas that compute on it. */
+  gpuGauges(): GpuGauges[] {
+    return (this.deps.gpus?.figures() ?? []).map(({ device, sample, failures, replicas }) => ({
+      device,
+      sample,
+      failures,
+      replicas: replicas.map(({ replica: { poolId, replicaId, identity }, usedBytes }) => ({
+        engine: this.get(poolId).engine,
+        engineVersion: identity?.engineVersion ?? "",
+        poolId,
+        replicaId,
+        usedBytes,
+      })),
+    }));
   }
 }
 

@@ -4,7 +4,7 @@
  */
 import { assert } from "../domain/assert.ts";
 import type { ReplicaSlots } from "../domain/placement.ts";
-import type { SchedulerState } from "../domain/scheduler.ts";
+import { isDrained, isQuiet, type SchedulerState } from "../domain/scheduler.ts";
 import type { TaskRegistry } from "./task-registry.ts";
 
 export class QueueView {
@@ -19,6 +19,33 @@ export class QueueView {
     assert(pool !== undefined, `pool ${poolId} exists`);
     const { queue, capacity } = pool;
     return { interactive: queue.depth("interactive"), batch: queue.depth("batch"), capacity };
+  }
+
+  /** An operator drained it: nothing starts there. */
+  isDrained(poolId: string): boolean {
+    return isDrained(this.scheduler, poolId);
+  }
+
+  /** Nothing runs there, and nothing waits that has to finish on its present model. */
+  isQuiet(poolId: string): boolean {
+    const pool = this.scheduler.pools.get(poolId);
+    assert(pool !== undefined, `pool ${poolId} exists`);
+    return isQuiet(pool, this.scheduler);
+  }
+
+  /** Tasks that wait there and have sent nothing. */
+  fresh(poolId: string): string[] {
+    const queue = this.scheduler.pools.get(poolId)?.queue.entries() ?? [];
+    return [...queue]
+      .map(({ taskId }) => taskId)
+      .filter((id) => this.scheduler.tasks.get(id)?.hasSent === false);
+  }
+
+  /** Leased and releasing slots of the pool's ready replicas. */
+  slotsBusyIn(poolId: string): number {
+    let busy = 0;
+    for (const replica of this.scheduler.pools.get(poolId)?.replicas.values() ?? []) busy += replica.busy;
+    return busy;
   }
 
   /** Leased and releasing slots of a replica; 0 for one that is not ready. */

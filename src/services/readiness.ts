@@ -1,14 +1,15 @@
 /**
- * Use case "is it alive, can it take work": the answers of /healthz and /readyz (behaviour §14).
+ * Use case "is it alive, can it take work": the answers of /healthz and /readyz (ORCHD-OBS-2, ORCHD-OBS-3).
  * api/observability.ts asks.
  *
- * Always: ready means that some pool's queue would take a task now, as the submit itself would find; no flag is
- * kept anywhere that could say something else.
+ * Always: ready means that some pool's queue would take a task now, as the submit itself would find, and that nobody has
+ * drained that pool; no flag is kept anywhere that could say something else.
  */
 import type { OrchestratorError } from "../domain/errors.ts";
+import { limits } from "../domain/limits.ts";
 import type { Clock } from "../ports/clock.ts";
 
-/** What admission says to a task for this pool, without taking one: null when it would take it. */
+/** What admission says to a task for this pool, without taking one: null when it would take it and is not drained. */
 export interface PoolProbe {
   readonly poolId: string;
   readonly error: OrchestratorError | null;
@@ -35,9 +36,6 @@ export interface ReadinessAnswer {
   /** When the first of the pools is expected back; null when ready. */
   readonly retryAfterMs: number | null;
 }
-
-/** Where no pool says when it is back: often enough for a load balancer. */
-const retryAfterMsDefault = 1_000;
 
 export class Readiness {
   private readonly startedAtMs: number;
@@ -68,7 +66,7 @@ export class Readiness {
     return {
       ready: false,
       reasons: probes.length === 0 ? ["no pool is configured"] : reasons,
-      retryAfterMs: backMs.length === 0 ? retryAfterMsDefault : Math.min(...backMs),
+      retryAfterMs: backMs.length === 0 ? limits.retryMsDefault : Math.min(...backMs),
     };
   }
 }

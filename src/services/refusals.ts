@@ -80,7 +80,7 @@ function ruledOut(reasons: readonly PoolReason[]): OrchestratorError {
     "REPLICA_EXHAUSTED",
     `the placement leaves no pool for this task (${told.join(", ")}): ${advice}`,
     {
-      retryAfterMs: limits.restartBackoffMsMaxDefault,
+      retryAfterMs: limits.poolRetryMs,
       details: {
         field: "placement",
         pools: reasons.map(({ poolId, reason }) => ({ pool_id: poolId, reason })),
@@ -94,8 +94,17 @@ function ruledOut(reasons: readonly PoolReason[]): OrchestratorError {
 export function shuttingDown(pool: PoolSpec): OrchestratorError {
   return new OrchestratorError("POOL_UNREADY", "the daemon is shutting down: try again when it is back", {
     ...about(pool),
-    retryAfterMs: limits.restartBackoffMsMaxDefault,
+    retryAfterMs: limits.poolRetryMs,
   });
+}
+
+/** Nothing starts there before an operator resumes it. */
+export function poolDrained(pool: PoolSpec): OrchestratorError {
+  return new OrchestratorError(
+    "POOL_UNREADY",
+    `pool ${pool.id} is drained and starts nothing: use another, or wait until it is resumed`,
+    { ...about(pool), retryAfterMs: limits.poolRetryMs },
+  );
 }
 
 /** The words of the queue itself: which policy refused and why. */
@@ -116,7 +125,7 @@ export function queueFull(
 export function poolUnavailable(pool: PoolSpec, message: string): OrchestratorError {
   return new OrchestratorError("POOL_UNAVAILABLE", message, {
     ...about(pool),
-    retryAfterMs: limits.restartBackoffMsMaxDefault,
+    retryAfterMs: limits.poolRetryMs,
   });
 }
 

@@ -21,8 +21,15 @@ import {
   type ReplicaTimer,
 } from "../domain/replica-model.ts";
 import type { Clock, Entropy, Timer } from "../ports/clock.ts";
-import { type EngineAdapter, type EngineClient, isEngineError, type LaunchPlan } from "../ports/engine.ts";
+import {
+  type EngineAdapter,
+  type EngineClient,
+  type EngineEnd,
+  isEngineError,
+  type LaunchPlan,
+} from "../ports/engine.ts";
 import type { ProcessHost, StartedProcess } from "../ports/process.ts";
+import type { ModelGate } from "../ports/supervision.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import { LogTail } from "./log-tail.ts";
 import { replicaSentence } from "./replica-sentence.ts";
@@ -35,6 +42,8 @@ export interface RunnerPorts {
   readonly metrics: Metrics;
   /** Absolute folder for sockets, key files and the remembered children. */
   readonly runDir: string;
+  /** Absent: every file may be loaded, and none is fetched. */
+  readonly models?: ModelGate;
 }
 
 /** What the supervisor wants to hear; called while an event is handled, so they only note and post. */
@@ -74,7 +83,7 @@ export class ReplicaRunner {
   readonly #timers = new Map<ReplicaTimer, Timer>();
   readonly #inbox: ReplicaEvent[] = [];
   #handling = false;
-  #state: Replica = newReplica();
+  #state: Replica;
   #run: Run | null = null;
 
   constructor(
@@ -84,7 +93,10 @@ export class ReplicaRunner {
     policy: ReplicaPolicy,
     ports: RunnerPorts,
     hooks: RunnerHooks,
+    /** Incarnations that an earlier replica of this id had. */
+    incarnation = 0,
   ) {
+    this.#state = newReplica(incarnation);
     this.replicaId = replicaId;
     this.pool = pool;
     this.#adapter = adapter;
@@ -122,6 +134,11 @@ export class ReplicaRunner {
 
   logTail(): string[] {
     return this.#tail.lastLines(limits.engineLogLinesMax);
+  }
+
+  /** To be read, not written to. */
+  get log(): Omit<LogTail, "push" | "beginIncarnation"> {
+    return this.#tail;
   }
 
   /** The lines that explain a failure of this incarnation. */
@@ -218,6 +235,7 @@ export class ReplicaRunner {
 
   #launch(incarnation: number): Run {
     const { processes, runDir, clock } = this.#ports;
+    this.#ports.models?.gate(this.pool);
     const plan = this.#adapter.plan(this.pool, this.replicaId, runDir);
     const client = plan?.connect() ?? this.#adapter.connectInProcess(this.pool, this.replicaId);
     const abort = new AbortController();
@@ -271,7 +289,7 @@ export class ReplicaRunner {
   #ended(
     incarnation: number,
     exit: { code: number | null; signal: string | null },
-    reason: string | null,
+    reason: string | EngineEnd | null,
   ): void {
     // An engine inside this process may tell of its end after we ended it.
     if (this.#run?.incarnation !== incarnation || this.#state.process !== "running") return;

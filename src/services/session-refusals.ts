@@ -10,7 +10,7 @@ import type { Budget } from "../domain/task.ts";
 export type BudgetOwner = "task" | "session" | "key";
 
 /** As metrics and clients name a dimension. */
-export const dimensionNames: Readonly<Record<Dimension, "tokens" | "time" | "cost">> = {
+const dimensionNames: Readonly<Record<Dimension, "tokens" | "time" | "cost">> = {
   tokens: "tokens",
   timeMs: "time",
   cost: "cost",

@@ -321,8 +321,7 @@ export class Sessions {
     const { rules } = this.deps;
     const known = this.present(sessionId, nowMs);
     if (known !== null && known.session.keyId !== keyId) return noSession();
-    if (known === null && this.isFull())
-      return tooManySessions(limits.sessionsMax, limits.restartBackoffMsDefault);
+    if (known === null && this.isFull()) return tooManySessions(limits.sessionsMax, limits.sessionsRetryMs);
     const session = known?.session ?? openSession(sessionId, keyId, rules, nowMs);
     const refusal = refusalOfTurn(session, rules, amounts, budget);
     if (refusal === null) return null;

@@ -1,13 +1,15 @@
 /**
  * HOT. Viewers of event logs: each one a byte stream over its own cursor. Each step takes everything since the
  * cursor and waits for the socket where that is full, so a slow viewer batches by itself, costs bounded memory
- * and never slows the engine.
+ * and never slows the engine; when it has room again, it is not sent metrics that are out of date.
  *
  * Called by the API for every stream. Always holds: a viewer that left is forgotten; when the last viewer that
  * counts leaves a live task with on_disconnect=cancel, the task is canceled after the grace unless one returns.
- * One timer beats for all idle viewers.
+ * One timer beats for all idle viewers; with micro-batching each viewer has one more while something waits for it.
  */
+import { assert } from "../domain/assert.ts";
 import { OrchestratorError } from "../domain/errors.ts";
+import { limits } from "../domain/limits.ts";
 import { heartbeatFrame, retryFrame } from "../domain/sse.ts";
 import { isTerminal } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
@@ -18,6 +20,8 @@ import type { CancelReason } from "./terminal-events.ts";
 export interface StreamsOptions {
   readonly heartbeatMs: number;
   readonly disconnectGraceMs: number;
+  /** How long after its last write a viewer waits before it is sent more; 0: not at all. */
+  readonly microbatchMs: number;
   readonly streamsPerKeyMax: number;
 }
 
@@ -50,11 +54,15 @@ interface Viewer {
   /** Something was sent since the last beat. */
   active: boolean;
   beatDue: boolean;
+  /** With micro-batching: when it was last sent something, on the monotonic clock. */
+  sentMs: number;
   open: boolean;
 }
 
 const heartbeat = new TextEncoder().encode(heartbeatFrame);
 const retry = new TextEncoder().encode(retryFrame);
+/** `started` has the number 0, the first token is next: neither waits for others. */
+const promptFrames = 2;
 
 export class Streams {
   private readonly viewers = new Set<Viewer>();
@@ -68,7 +76,9 @@ export class Streams {
     private readonly options: StreamsOptions,
     private readonly cancel: (taskId: string, reason: CancelReason) => void,
     private readonly noteWatched: (taskId: string) => void,
-  ) {}
+  ) {
+    assert(options.microbatchMs <= limits.microbatchMsMax, "what waits is sent within the bound");
+  }
 
   get size(): number {
     return this.viewers.size;
@@ -80,7 +90,7 @@ export class Streams {
     throw new OrchestratorError(
       "RATE_LIMITED",
       `this key has ${this.options.streamsPerKeyMax} streams open (limits.streams_per_key): close one first`,
-      { policyLabel: "streams", retryAfterMs: 1000 },
+      { policyLabel: "streams", retryAfterMs: limits.streamsRetryMs },
     );
   }
 
@@ -119,6 +129,7 @@ export class Streams {
       // Bun holds the head of a response back until its first chunk: where there is no event yet, a comment
       // takes it out, and the client learns at once that it is connected, and to which task.
       beatDue: true,
+      sentMs: Number.NEGATIVE_INFINITY,
       open: true,
     };
     this.viewers.add(viewer);
@@ -151,8 +162,33 @@ export class Streams {
     this.graces.clear();
   }
 
-  /** Until the log is sealed and all of it handed over, or the viewer left. */
-  private async pump(viewer: Viewer, sink: ByteSink): Promise<void> {
+  /**
+   * Until the log is sealed and all of it handed over, or the viewer left. One callback for the viewer's whole life: a
+   * loop that awaits makes a promise and resumes a function for every token.
+   */
+  private pump(viewer: Viewer, sink: ByteSink): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const step = (): void => {
+        try {
+          const full = this.handOver(viewer, sink);
+          if (full !== null) full.then(hasRoom, reject);
+          else if (viewer.open) viewer.cursor.next(woken);
+          else resolve();
+        } catch (error) {
+          reject(error);
+        }
+      };
+      const hasRoom = (): void => {
+        viewer.cursor.fellBehind();
+        step();
+      };
+      const woken = this.options.microbatchMs > 0 ? () => this.collect(viewer, step) : step;
+      step();
+    });
+  }
+
+  /** All that is there. A promise: the socket is full, and nothing more is taken before the client has read. */
+  private handOver(viewer: Viewer, sink: ByteSink): Promise<number> | null {
     while (viewer.open) {
       const beat = viewer.beatDue && !viewer.cursor.done ? heartbeat : null;
       const bytes = viewer.cursor.take() ?? beat;
@@ -163,16 +199,33 @@ export class Streams {
         sink.close();
       } else if (bytes !== null) {
         viewer.active = bytes !== heartbeat;
+        if (viewer.active && this.options.microbatchMs > 0) viewer.sentMs = this.clock.nowMs();
         viewer.beatDue = false;
         const written = sink.write(bytes);
         sink.flush();
-        // The socket is full: nothing more is taken from the log before the client has read.
-        if (typeof written !== "number") await written;
+        if (typeof written === "object") return written;
       } else if (viewer.cursor.done) {
         this.leave(viewer);
         sink.close();
-      } else await viewer.cursor.next();
+      } else break;
     }
+    return null;
+  }
+
+  /** What has come waits for what comes soon after it; the end of the log, or of the daemon, ends the wait. */
+  private collect({ cursor, record, open, sentMs }: Viewer, step: () => void): void {
+    const collects =
+      open && !this.suspended && !record.log.sealed && cursor.ready && cursor.place >= promptFrames;
+    const leftMs = collects ? sentMs + this.options.microbatchMs - this.clock.nowMs() : 0;
+    if (leftMs <= 0) {
+      step();
+      return;
+    }
+    const timer = this.clock.setTimer(leftMs, () => cursor.wake());
+    cursor.pause(() => {
+      timer.cancel();
+      step();
+    });
   }
 
   private leave(viewer: Viewer): void {

@@ -6,10 +6,16 @@
  * `forceStop` nothing is started again, and `stop` resolves only when every process is reaped.
  */
 import { assert } from "../domain/assert.ts";
-import type { EngineKind, PoolSpec, ReplicaFailure, ReplicaSnapshot } from "../domain/pool.ts";
+import type { EngineKind } from "../domain/engine-kind.ts";
+import type { PoolSpec, ReplicaFailure, ReplicaSnapshot } from "../domain/pool.ts";
 import { type RestartPolicy, replicaPolicy } from "../domain/replica-model.ts";
 import type { EngineAdapter } from "../ports/engine.ts";
-import type { ReplicaControl, ReplicaListener } from "../ports/supervision.ts";
+import type {
+  GenerationControl,
+  ReplicaControl,
+  ReplicaListener,
+  StagedReplica,
+} from "../ports/supervision.ts";
 import { ReplicaRunner, type RunnerHooks, type RunnerPorts } from "./replica-runner.ts";
 
 export interface SupervisorOptions extends RunnerPorts {
@@ -17,12 +23,30 @@ export interface SupervisorOptions extends RunnerPorts {
   readonly restart: RestartPolicy;
 }
 
-export class Supervisor implements ReplicaControl {
+/** Replicas that are to replace those of their pool. */
+interface Staged {
+  readonly runners: readonly ReplicaRunner[];
+  readonly ready: Map<ReplicaRunner, StagedReplica>;
+  /** Nobody wants to hear of it any more. */
+  over: boolean;
+}
+
+export class Supervisor implements ReplicaControl, GenerationControl {
   readonly #options: SupervisorOptions;
   readonly #pools = new Map<string, readonly ReplicaRunner[]>();
+  readonly #staged = new Map<string, Staged>();
+  /** Pools whose serving replicas were stopped for a reload. */
+  readonly #parked = new Set<string>();
+  /** The last incarnations of replicas that were replaced, by their ids. */
+  readonly #incarnations = new Map<string, number>();
+  /** Who waits until all of these are reaped. */
+  readonly #reaping = new Set<{ readonly runners: readonly ReplicaRunner[]; readonly done: () => void }>();
   readonly #replicas = new Map<string, ReplicaRunner>();
   readonly #allStopped = Promise.withResolvers<void>();
-  #started = false;
+  /** Pools whose model is being fetched. */
+  readonly #preparing = new Set<string>();
+  #hooks: RunnerHooks | null = null;
+  #listener: ReplicaListener | null = null;
   #stopping = false;
 
   constructor(options: SupervisorOptions) {
@@ -31,12 +55,15 @@ export class Supervisor implements ReplicaControl {
 
   /** Once. The host's `sweep` comes before it, so that nothing of an earlier daemon holds a socket. */
   start(pools: readonly PoolSpec[], listener: ReplicaListener): void {
-    assert(!this.#started, "a supervisor starts once");
-    this.#started = true;
+    assert(this.#listener === null, "a supervisor starts once");
+    this.#listener = listener;
     const hooks = this.#hooksFor(listener);
+    this.#hooks = hooks;
     for (const pool of pools) {
       assert(!this.#pools.has(pool.id), `pool ${pool.id} is there once`);
-      const runners = Array.from({ length: pool.replicas }, (_, at) => this.#runner(pool, at, hooks));
+      const runners = Array.from({ length: pool.replicas }, (_, at) =>
+        this.#runner(pool, `${pool.id}-${at}`, hooks),
+      );
       this.#pools.set(pool.id, runners);
       for (const runner of runners) this.#replicas.set(runner.replicaId, runner);
     }
@@ -44,7 +71,23 @@ export class Supervisor implements ReplicaControl {
   }
 
   ensurePool(poolId: string): void {
-    if (this.#stopping) return;
+    if (this.#stopping || this.#preparing.has(poolId) || this.#parked.has(poolId)) return;
+    const [first] = this.#ofPool(poolId);
+    const prepared = first === undefined ? null : (this.#options.models?.prepare(first.pool) ?? null);
+    if (prepared === null) {
+      this.#startPool(poolId);
+      return;
+    }
+    this.#preparing.add(poolId);
+    // Whether the file came or not: the load tells, and is tried again as any other.
+    void prepared.then(() => {
+      this.#preparing.delete(poolId);
+      this.#startPool(poolId);
+    });
+  }
+
+  #startPool(poolId: string): void {
+    if (this.#stopping || this.#parked.has(poolId)) return;
     for (const runner of this.#ofPool(poolId)) runner.send({ type: "start_requested" });
   }
 
@@ -53,21 +96,27 @@ export class Supervisor implements ReplicaControl {
   }
 
   noteSlotsBusy(replicaId: string, incarnation: number, slotsBusy: number): void {
-    this.#replica(replicaId).send({ type: "slots_changed", incarnation, slotsBusy });
+    // A reload may have replaced it meanwhile.
+    this.#replicas.get(replicaId)?.send({ type: "slots_changed", incarnation, slotsBusy });
   }
 
   noteProgress(replicaId: string, incarnation: number): void {
-    this.#replica(replicaId).send({ type: "progress_made", incarnation });
+    this.#replicas.get(replicaId)?.send({ type: "progress_made", incarnation });
   }
 
   reportWedged(replicaId: string, incarnation: number, message: string): void {
-    const runner = this.#replica(replicaId);
-    runner.send({ type: "wedged", incarnation, message, logTail: runner.recentLines() });
+    const runner = this.#replicas.get(replicaId);
+    runner?.send({ type: "wedged", incarnation, message, logTail: runner.recentLines() });
   }
 
   /** The last lines of the replica's log, oldest first, across its restarts. */
   logTail(replicaId: string): readonly string[] {
     return this.#replica(replicaId).logTail();
+  }
+
+  /** The same to be read line by line, and followed. */
+  logOf(replicaId: string): ReplicaRunner["log"] {
+    return this.#replica(replicaId).log;
   }
 
   /** Ends every replica by its pool's stop ladder; resolves when all processes are reaped. */
@@ -85,11 +134,120 @@ export class Supervisor implements ReplicaControl {
     this.#settle();
   }
 
-  #runner(pool: PoolSpec, at: number, hooks: RunnerHooks): ReplicaRunner {
+  // ---- another generation ----
+
+  stage(pool: PoolSpec, ready: () => void, failed: (failure: ReplicaFailure) => void): void {
+    assert(!this.#staged.has(pool.id), `one generation of pool ${pool.id} at a time is staged`);
+    // Two sets of names take turns: names are labels of metrics, and not to grow in number.
+    const turn = this.#ofPool(pool.id).some(({ replicaId }) => replicaId === `${pool.id}-0`) ? "b" : "";
+    const hear = (failure: ReplicaFailure | null): void => {
+      if (staged.over || failure === null) return;
+      staged.over = true;
+      failed(failure);
+    };
+    const hooks: RunnerHooks = {
+      ready: (runner, client, speed) => {
+        staged.ready.set(runner, { snapshot: runner.snapshot(), client, speed });
+        if (!staged.over && staged.ready.size === runners.length) ready();
+      },
+      lost: (runner, failure) => {
+        staged.ready.delete(runner);
+        hear(failure);
+      },
+      unavailable: (_, failure) => hear(failure),
+      moved: (runner) => {
+        // Nothing is tried twice here: who asked for it is told of the first failure.
+        const { lastError } = runner.snapshot();
+        if (runner.state === "failed" || runner.state === "backoff") hear(lastError);
+        this.#settle();
+      },
+    };
+    const delegate: RunnerHooks = {
+      ready: (...of) => this.#hooksOf(staged, hooks).ready(...of),
+      lost: (...of) => this.#hooksOf(staged, hooks).lost(...of),
+      unavailable: (...of) => this.#hooksOf(staged, hooks).unavailable(...of),
+      moved: (...of) => this.#hooksOf(staged, hooks).moved(...of),
+    };
+    const runners = Array.from({ length: pool.replicas }, (_, at) =>
+      this.#runner(pool, `${pool.id}-${at}${turn}`, delegate),
+    );
+    const staged: Staged = { runners, ready: new Map(), over: false };
+    this.#staged.set(pool.id, staged);
+    for (const runner of runners) this.#replicas.set(runner.replicaId, runner);
+    if (!this.#stopping) for (const runner of runners) runner.send({ type: "start_requested" });
+  }
+
+  /** Once it serves, its replicas are told of like any other's. */
+  #hooksOf(staged: Staged, own: RunnerHooks): RunnerHooks {
+    if ([...this.#staged.values()].includes(staged)) return own;
+    assert(this.#hooks !== null, "replicas run in a supervisor that was started");
+    return this.#hooks;
+  }
+
+  staged(poolId: string): readonly StagedReplica[] {
+    return [...(this.#staged.get(poolId)?.ready.values() ?? [])];
+  }
+
+  stagedSnapshots(poolId: string): readonly ReplicaSnapshot[] {
+    return (this.#staged.get(poolId)?.runners ?? []).map((runner) => runner.snapshot());
+  }
+
+  promote(poolId: string): void {
+    const staged = this.#staged.get(poolId);
+    assert(staged !== undefined && this.#listener !== null, `a generation of pool ${poolId} is staged`);
+    const before = this.#ofPool(poolId);
+    assert(
+      before.every(({ state }) => state === "stopped"),
+      "what is replaced was stopped before",
+    );
+    this.#staged.delete(poolId);
+    this.#parked.delete(poolId);
+    this.#forget(before);
+    this.#pools.set(poolId, staged.runners);
+    for (const { snapshot, client, speed } of staged.ready.values())
+      this.#listener.replicaReady(snapshot, client, speed);
+  }
+
+  async discard(poolId: string): Promise<void> {
+    const staged = this.#staged.get(poolId);
+    if (staged === undefined) return;
+    staged.over = true;
+    await this.#stopped(staged.runners);
+    this.#staged.delete(poolId);
+    this.#forget(staged.runners);
+  }
+
+  park(poolId: string): Promise<void> {
+    this.#parked.add(poolId);
+    return this.#stopped(this.#ofPool(poolId));
+  }
+
+  unpark(poolId: string): void {
+    this.#parked.delete(poolId);
+    this.ensurePool(poolId);
+  }
+
+  #stopped(runners: readonly ReplicaRunner[]): Promise<void> {
+    return new Promise((done) => {
+      this.#reaping.add({ runners, done });
+      for (const runner of runners) runner.send({ type: "stop_requested" });
+      this.#settle();
+    });
+  }
+
+  #forget(runners: readonly ReplicaRunner[]): void {
+    for (const { replicaId, incarnation } of runners) {
+      this.#replicas.delete(replicaId);
+      this.#incarnations.set(replicaId, incarnation);
+    }
+  }
+
+  #runner(pool: PoolSpec, replicaId: string, hooks: RunnerHooks): ReplicaRunner {
     const adapter = this.#options.adapters.get(pool.engine);
     assert(adapter !== undefined, `engine ${pool.engine} has an adapter`);
     const policy = replicaPolicy(pool, this.#options.restart);
-    return new ReplicaRunner(`${pool.id}-${at}`, pool, adapter, policy, this.#options, hooks);
+    const before = this.#incarnations.get(replicaId) ?? 0;
+    return new ReplicaRunner(replicaId, pool, adapter, policy, this.#options, hooks, before);
   }
 
   #hooksFor(listener: ReplicaListener): RunnerHooks {
@@ -109,6 +267,11 @@ export class Supervisor implements ReplicaControl {
   }
 
   #settle(): void {
+    for (const wait of [...this.#reaping]) {
+      if (wait.runners.some(({ state }) => state !== "stopped")) continue;
+      this.#reaping.delete(wait);
+      wait.done();
+    }
     if (!this.#stopping) return;
     for (const runner of this.#replicas.values()) if (runner.state !== "stopped") return;
     this.#allStopped.resolve();

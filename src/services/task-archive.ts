@@ -1,12 +1,12 @@
 /**
  * Every task that can still be told of: those in memory, and the ended ones that only the store remembers. Read by
- * the API, and by the dispatcher for repeats. An archived record has no events any more.
+ * the API, and by the dispatcher for repeats. An archived record has no events: ended-streams.ts finds them again.
  */
 import { assert } from "../domain/assert.ts";
 import { isTerminal, type TaskSpec } from "../domain/task.ts";
 import type { StoredTask, TaskStore } from "../ports/task-store.ts";
 import { TaskLog } from "./event-log.ts";
-import type { ListQuery, TaskRecord, TaskRegistry } from "./task-registry.ts";
+import { type ListQuery, newRecord, type TaskRecord, type TaskRegistry } from "./task-registry.ts";
 
 export class TaskArchive {
   constructor(
@@ -46,31 +46,7 @@ export class TaskArchive {
 }
 
 function recordOf({ ordinal, spec, createdMs, promise, expectedTokensOut, ended }: StoredTask): TaskRecord {
-  return {
-    spec,
-    ordinal,
-    log: new TaskLog({ bytes: 0 }),
-    createdMs,
-    promise,
-    expectedTokensOut,
-    state: ended?.state ?? "queued",
-    attempts: ended?.attempts ?? 0,
-    replicaId: ended?.replicaId ?? null,
-    engineVersion: ended?.engineVersion ?? "unknown",
-    startedMs: ended?.startedMs ?? null,
-    firstTokenMs: ended?.firstTokenMs ?? null,
-    finishedMs: ended?.finishedMs ?? null,
-    tokensIn: ended?.tokensIn ?? null,
-    tokensOut: ended?.tokensOut ?? 0,
-    kvWarmth: false,
-    finishReason: ended?.finishReason ?? null,
-    error: ended?.error ?? null,
-    sent: [],
-    firstBuild: null,
-    exact: "yes",
-    continuations: 0,
-    inputBytes: 0,
-    watchers: 0,
-    watched: false,
-  };
+  const log = new TaskLog({ bytes: 0 }, spec.taskId);
+  const record = newRecord({ spec, ordinal, log, createdMs, promise, expectedTokensOut });
+  return ended === null ? record : { ...record, ...ended };
 }

@@ -12,18 +12,17 @@ import type { EmbeddingResult, RerankResult } from "../domain/events.ts";
 import { limits } from "../domain/limits.ts";
 import type { Prediction } from "../domain/predictor.ts";
 import { isTerminal, type TaskSpec, type TaskState } from "../domain/task.ts";
+import type { AttemptFacts } from "../domain/transcript.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
+import type { EngineWork, GenerateResult } from "../ports/engine.ts";
 import type { StoredTask } from "../ports/task-store.ts";
-import { type LogAccount, TaskLog } from "./event-log.ts";
+import { type Ahead, type LogAccount, TaskLog } from "./event-log.ts";
+import type { Told } from "./told.ts";
 
-/** What an attempt brought: what the terminal event tells and the predictor learns from. */
-export interface AttemptResult {
-  readonly finishReason: "stop" | "length";
-  readonly tokensIn: number;
-  readonly tokensCached: number;
-  readonly tokensOut: number;
-  readonly promptMs: number;
-  readonly decodeMs: number;
+/** What the last attempt brought the task to: what the terminal event tells. */
+export interface AttemptResult extends GenerateResult {
+  /** Its own part, that speeds are learnt from; the rest counts the whole answer. */
+  readonly work: EngineWork;
   readonly result: EmbeddingResult | RerankResult | null;
 }
 
@@ -50,6 +49,10 @@ export interface TaskRecord {
   kvWarmth: boolean;
   finishReason: "stop" | "length" | null;
   error: { readonly code: ErrorCode; readonly message: string } | null;
+  /** Of its transcript, once it has ended; null: it left none. */
+  artifactId: string | null;
+  /** Attempts of this process that began, while it lives. */
+  runs: AttemptFacts[];
   /** What was logged of its answer, while it lives: where another attempt goes on. */
   sent: SentPiece[];
   /** Of the attempt that said the first piece; null before that. */
@@ -58,6 +61,10 @@ export interface TaskRecord {
   exact: Exactness;
   /** Attempts that went on with what others had sent. */
   continuations: number;
+  /** Milliseconds on a slot that its attempts are charged, without what a cut made the engine do again. */
+  chargedMs: number;
+  /** From when on the running attempt is charged, one that goes on from its first new token; null: it is not (yet). */
+  chargedSinceMs: number | null;
   /** Bytes that its input takes of the bound on waiting ones; null: its input is on disk only. */
   inputBytes: number | null;
   /** Viewers that count for on_disconnect. */
@@ -77,8 +84,7 @@ export interface ListQuery {
 
 /** Shared: most records have none, and many are remembered. Replaced by the first piece, never changed. */
 const noPieces: SentPiece[] = [];
-const compactAfter = 1024;
-const pruneEveryMs = 60_000;
+const noRuns: AttemptFacts[] = [];
 
 export class TaskRegistry {
   private readonly records = new Map<string, TaskRecord>();
@@ -96,6 +102,8 @@ export class TaskRegistry {
   constructor(
     private readonly retentionMs: number,
     private readonly inputBytesMax: number = limits.waitingInputBytesMax,
+    /** Where the frames of its logs go before they are shown; null: nowhere. */
+    private readonly ahead: Ahead | null = null,
   ) {}
 
   get size(): number {
@@ -132,33 +140,8 @@ export class TaskRegistry {
     createdMs: number,
   ): TaskRecord {
     assert(!this.records.has(spec.taskId), `task ${spec.taskId} has one record`);
-    const record: TaskRecord = {
-      spec,
-      ordinal,
-      log: new TaskLog(this.account),
-      createdMs,
-      promise,
-      expectedTokensOut,
-      state: "queued",
-      attempts: 0,
-      replicaId: null,
-      engineVersion: "unknown",
-      startedMs: null,
-      firstTokenMs: null,
-      finishedMs: null,
-      tokensIn: spec.tokensInExact ? spec.tokensIn : null,
-      tokensOut: 0,
-      kvWarmth: false,
-      finishReason: null,
-      error: null,
-      sent: noPieces,
-      firstBuild: null,
-      exact: "yes",
-      continuations: 0,
-      inputBytes: 0,
-      watchers: 0,
-      watched: false,
-    };
+    const log = new TaskLog(this.account, spec.taskId, this.ahead);
+    const record = newRecord({ spec, ordinal, log, createdMs, promise, expectedTokensOut });
     this.records.set(spec.taskId, record);
     this.living.add(record);
     return record;
@@ -170,12 +153,17 @@ export class TaskRegistry {
     this.ordinals = ordinal;
   }
 
-  /** A live task of an earlier process: it waits again. */
-  restore({ ordinal, spec, createdMs, promise, expectedTokensOut, watched }: StoredTask): TaskRecord {
+  /** A live task of an earlier process: it waits again. `told`: what its viewers may have seen; null: nothing is left. */
+  restore(
+    { ordinal, spec, createdMs, promise, expectedTokensOut, watched }: StoredTask,
+    told: Told | null,
+  ): TaskRecord {
     assert(ordinal <= this.ordinals, "a stored task was counted");
     const record = this.put(ordinal, spec, promise, expectedTokensOut, createdMs);
     record.watched = watched;
-    record.log.beginAgain();
+    const { frames = [], tokensOut = 0, ...known } = told ?? {};
+    record.log.restore(frames);
+    Object.assign(record, { ...known, tokensOut });
     return record;
   }
 
@@ -213,6 +201,7 @@ export class TaskRegistry {
     this.living.delete(record);
     this.unpark(record, () => record.spec);
     record.sent = noPieces;
+    record.runs = noRuns;
     record.spec = withoutInput(record.spec);
     this.ended.push(record);
     this.endedBytes += keptBytes(record);
@@ -221,7 +210,7 @@ export class TaskRegistry {
 
   /** Forgets by age also while nothing ends. */
   startPruning(clock: Clock): void {
-    this.pruning = clock.setTimer(pruneEveryMs, () => {
+    this.pruning = clock.setTimer(limits.taskPruneEveryMs, () => {
       this.prune(clock.nowMs());
       this.startPruning(clock);
     });
@@ -261,7 +250,7 @@ export class TaskRegistry {
 
   /** A line with a moving head, cut now and then: a Set that loses its first element at each step slows down. */
   private compact(): void {
-    if (this.endedHead < compactAfter || this.endedHead * 2 < this.ended.length) return;
+    if (this.endedHead < limits.taskCompactAfter || this.endedHead * 2 < this.ended.length) return;
     this.ended.splice(0, this.endedHead);
     this.endedHead = 0;
   }
@@ -289,8 +278,45 @@ export class TaskRegistry {
   }
 }
 
+type Admitted = Pick<TaskRecord, "spec" | "ordinal" | "log" | "createdMs" | "promise" | "expectedTokensOut">;
+
+/** One that waits and of which nothing is known yet. */
+export function newRecord(admitted: Admitted): TaskRecord {
+  const { spec } = admitted;
+  return {
+    ...admitted,
+    state: "queued",
+    attempts: 0,
+    replicaId: null,
+    engineVersion: "unknown",
+    startedMs: null,
+    firstTokenMs: null,
+    finishedMs: null,
+    tokensIn: spec.tokensInExact ? spec.tokensIn : null,
+    tokensOut: 0,
+    kvWarmth: false,
+    finishReason: null,
+    error: null,
+    artifactId: null,
+    runs: noRuns,
+    sent: noPieces,
+    firstBuild: null,
+    exact: "yes",
+    continuations: 0,
+    chargedMs: 0,
+    chargedSinceMs: null,
+    inputBytes: 0,
+    watchers: 0,
+    watched: false,
+  };
+}
+
 function inputBytesOf({ input, renderedPrompt, sampling }: TaskSpec): number {
-  let chars = (renderedPrompt?.length ?? 0) + (sampling.grammar?.length ?? 0);
+  const { grammar, jsonSchema, stop } = sampling;
+  let chars = (renderedPrompt?.length ?? 0) + (grammar?.length ?? 0);
+  if (jsonSchema !== null) chars += JSON.stringify(jsonSchema).length;
+  for (const text of stop) chars += text.length;
+  if (input.kind === "rerank") chars += input.query.length;
   if (input.kind === "prompt") chars += input.prompt.length;
   else if (input.kind === "messages") for (const { content } of input.messages) chars += content.length;
   else for (const text of input.inputs) chars += text.length;
@@ -301,6 +327,11 @@ function inputBytesOf({ input, renderedPrompt, sampling }: TaskSpec): number {
 export function noteSent(record: TaskRecord, piece: SentPiece): void {
   if (record.sent === noPieces) record.sent = [piece];
   else record.sent.push(piece);
+}
+
+/** An attempt begins on its engine; of very many the last ones are told. */
+export function noteRun(record: TaskRecord, run: AttemptFacts): void {
+  record.runs = [...record.runs, run].slice(-limits.transcriptAttemptsMax);
 }
 
 /** What is left to tell of an ended task; a repeat of it is recognised by its digest. */

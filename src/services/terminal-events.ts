@@ -1,10 +1,11 @@
 /**
- * The last event of a task, made from its record: `end` for one that is done, `error` for every other.
- * Called by the dispatcher when it finishes a task.
+ * The last event of a task, made from its record: `end` for one that is done, `error` for every other. Called when a
+ * task is concluded; the artifact of its transcript gets its name later, since the event is a part of it.
  */
+
+import type { EngineKind } from "../domain/engine-kind.ts";
 import { type ErrorCode, errorTable } from "../domain/errors.ts";
 import type { StreamEvent } from "../domain/events.ts";
-import type { EngineKind } from "../domain/pool.ts";
 import type { AttemptResult, TaskRecord } from "./task-registry.ts";
 
 /** Who canceled; also the `reason` of tasks_canceled_total. */
@@ -61,4 +62,12 @@ export function errorEvent(
       artifact_id: null,
     },
   };
+}
+
+/** The event as viewers see it: with the name of the artifact that tells of the task. */
+export function namingArtifact<E extends Extract<StreamEvent, { type: "end" | "error" }>>(
+  event: E,
+  artifactId: string | null,
+): E {
+  return artifactId === null ? event : { ...event, data: { ...event.data, artifact_id: artifactId } };
 }

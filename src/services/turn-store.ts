@@ -22,6 +22,8 @@ export class TurnStore {
     private readonly store: TaskStore,
     private readonly clock: Clock,
     private readonly log: Log,
+    /** The task's end is stored. */
+    private readonly onSettled: (taskId: string) => void,
   ) {}
 
   add(op: StoreOp): void {
@@ -46,7 +48,10 @@ export class TurnStore {
       this.failed(error, false);
       return error;
     }
-    for (const op of this.ops) if (op.kind === "task_admitted") this.written.push(op.task.spec.taskId);
+    for (const op of this.ops) {
+      if (op.kind === "task_admitted") this.written.push(op.task.spec.taskId);
+      else if (op.kind === "task_ended") this.onSettled(op.taskId);
+    }
     this.ops = [];
     if (this.failure?.forGood === false)
       this.log.info("storage_back", { human: "the state can be written again" });

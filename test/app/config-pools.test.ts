@@ -151,18 +151,54 @@ describe("pools", () => {
         price: { per1kTokensIn: 0, per1kTokensOut: 0 },
         devices: [],
         timeouts: { loadMs: 120_000, firstTokenMs: 60_000, interTokenMs: 20_000, stopGraceMs: 5_000 },
+        taskTimeoutMs: null,
+        preempt: null,
         samplerProfileVersion: "v1",
         workloads: ["rerank"],
         engineBin: "/usr/bin/llama-server",
+        rpc: [],
+        remote: null,
         mock: null,
       },
     ]);
+  });
+
+  test("a model that lies elsewhere has its place before it is there", () => {
+    const text = (model: string) => `models: { dir: /models }\npools: [{ id: chat, model: "${model}" }]`;
+    const of = (model: string, more = {}) => {
+      const { modelRef, modelPath, workloads } = compiled(text(model), more).pools[0] ?? {};
+      return [modelRef, modelPath, workloads];
+    };
+    const path = "/models/hf/o/r/x.gguf";
+    expect(of("hf:o/r@main/x.gguf")).toEqual(["hf:o/r/x.gguf", path, ["completion"]]);
+    const readModelKind = (read: string) => (read === path ? (["embedding"] as const) : null);
+    expect(of("hf:o/r/x.gguf", { readModelKind })).toEqual(["hf:o/r/x.gguf", path, ["embedding"]]);
+    // What is there already needs nobody's leave.
+    const off = `${text("hf:o/r/x.gguf")}\n`.replace(
+      "{ dir: /models }",
+      "{ dir: /models, fetch: { enabled: false } }",
+    );
+    expect(compiled(off, { disk: { [path]: "GGUF" } }).pools[0]?.modelPath).toBe(path);
   });
 
   test("what the file says of the workload goes before what the model says", () => {
     const config = compiled(pool("workloads: [embedding]"), { readModelKind: () => ["rerank"] });
     expect(config.pools[0]?.workloads).toEqual(["embedding"]);
     expect(compiled(pool("slots: 1")).pools[0]?.workloads).toEqual(["completion"]);
+  });
+
+  test("preemption with its defaults, with its own bounds, and not at all; a bound on a whole task", () => {
+    const preemptOf = (value: string) => compiled(mockPool(`preempt: ${value}`)).pools[0]?.preempt;
+    expect(preemptOf("false")).toBeNull();
+    expect(preemptOf("true")).toEqual({ maxWaitMs: 2000, maxCuts: 3, minGainMs: 250 });
+    expect(preemptOf("{}")).toEqual({ maxWaitMs: 2000, maxCuts: 3, minGainMs: 250 });
+    expect(preemptOf("{ max_wait_ms: 0, max_cuts: 7, min_gain_ms: 10 }")).toEqual({
+      ...{ maxWaitMs: 0, maxCuts: 7, minGainMs: 10 },
+    });
+    expect(compiled(mockPool("timeouts: { task_ms: 900 }")).pools[0]?.taskTimeoutMs).toBe(900);
+    const shown = renderConfig(compiled(mockPool("preempt: { max_cuts: 2 }, timeouts: { task_ms: 900 }")));
+    expect(shown).toContain("max_cuts: 2");
+    expect(shown).toContain("task_ms: 900");
   });
 
   test("a policy for a full queue, and a price", () => {

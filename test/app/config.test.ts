@@ -231,7 +231,7 @@ admission: { default_deadline_ms: 5, fair: per-key }
 sessions: { ttl_ms: 5000, max_turns: 3, budget: { tokens: 10, cost: 0.25 } }
 tasks: { cut_at_deadline: true }
 storage: { durability: process }
-models: { dir: /models, roots: [/models/a] }
+models: { dir: /models, roots: [/models/a], fetch: { enabled: false, allow_hosts: ["*.a.example", "10.0.0.1:80"] }, trust: strict }
 engines: { llamacpp: { bin: tool } }
 pools:
   - { id: a, model: chat.gguf, args: [-ngl, "99"], ctx: 512, queue: { capacity: 7, full_policy: drop-lru }, price: { per_1k_tokens_in: 0.5, per_1k_tokens_out: 2 }, timeouts: { load_ms: 9 } }

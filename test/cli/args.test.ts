@@ -51,6 +51,50 @@ describe("commands", () => {
     expect(parseArgs(["serve", "--version"])).toEqual({ command: "version" });
   });
 
+  test("fetch takes one model, and flags of its own", () => {
+    const fetch = { ref: "hf:a/b/c.gguf", server: undefined, keyFile: undefined, json: undefined };
+    expect(parseArgs(["fetch", "hf:a/b/c.gguf"])).toEqual({
+      command: "fetch",
+      flags: none,
+      fetch: { ...fetch, id: undefined, sha256: undefined },
+    });
+    expect(parseArgs(["fetch", "hf:a/b/c.gguf", "--id", "m", "--sha256", "d"])).toMatchObject({
+      fetch: { ...fetch, id: "m", sha256: "d" },
+    });
+    for (const [argv, part] of [
+      [["fetch"], "fetch needs a model"],
+      [["fetch", "a", "b"], "unknown argument b"],
+      [["--id", "m"], "--id goes with the command fetch"],
+      [["replay", "a", "--sha256", "d"], "--sha256 goes with the command fetch"],
+    ] as const)
+      expect(parseArgs(argv)).toMatchObject({ command: "usage-error", text: expect.stringContaining(part) });
+  });
+
+  test("replay takes one artifact, and flags of its own", () => {
+    expect(parseArgs(["replay", "abc"])).toEqual({
+      command: "replay",
+      flags: none,
+      replay: { artifact: "abc", server: undefined, keyFile: undefined, json: undefined },
+    });
+    expect(parseArgs(["replay", "--json", "abc", "--server=u", "--key-file", "k", "--config", "c"])).toEqual({
+      command: "replay",
+      flags: { ...none, config: "c" },
+      replay: { artifact: "abc", server: "u", keyFile: "k", json: true },
+    });
+    const wrong: readonly (readonly [string[], string])[] = [
+      [["replay"], "replay needs the id"],
+      [["replay", "a", "b"], "unknown argument b"],
+      [["--server", "u"], "--server goes with the command replay"],
+      [["serve", "--json"], "--json goes with the command replay"],
+      [["repaly", "a"], "did you mean replay?"],
+    ];
+    for (const [argv, message] of wrong) {
+      const parsed = parseArgs(argv);
+      if (parsed.command !== "usage-error") throw new Error(parsed.command);
+      expect(parsed.text).toContain(message);
+    }
+  });
+
   test("--help names every flag and the exit codes", () => {
     const parsed = parseArgs(["--help"]);
     if (parsed.command !== "help") throw new Error(parsed.command);
@@ -62,6 +106,9 @@ describe("commands", () => {
       "--engine-bin",
       "--log-level",
       "--check-config",
+      "--server",
+      "--key-file",
+      "--json",
       "--version",
       "--help",
     ]) {

@@ -97,8 +97,38 @@ export function blobStoreConformance(name: string, open: () => Promise<BlobStore
         throw new Error("gone");
       };
       await expect(store.receive("attachments", "alice", failing(), 1000)).rejects.toThrow("gone");
+      const reset = async function* () {
+        yield bytes;
+        throw Object.assign(new Error("reset"), { code: "ECONNRESET" });
+      };
+      // Not the store's trouble, whatever its code.
+      await expect(store.receive("attachments", "alice", reset(), 1000)).rejects.toThrow("reset");
+      const refusing = () => Promise.reject(new Error("no turn"));
+      await expect(store.receive("attachments", "alice", inPieces(bytes), 1000, refusing)).rejects.toThrow(
+        "no turn",
+      );
       expect(await all(store.list())).toEqual([]);
       expect((await store.receive("attachments", "alice", inPieces(bytes), 100)).fresh).toBe(true);
+    });
+
+    withStore("names what came when it is told to, and tells what it was", async ({ store }) => {
+      const bytes = bytesOf("in its turn");
+      const key: BlobKey = { ...keyFor(bytes), shelf: "attachments" };
+      const seen: unknown[] = [];
+      const received = await store.receive(
+        "attachments",
+        "alice",
+        inPieces(bytes),
+        100,
+        async (digest, work) => {
+          seen.push(digest, await store.stat(key));
+          const result = await work();
+          seen.push((await store.stat(key))?.sizeBytes);
+          return result;
+        },
+      );
+      expect(seen).toEqual([key.digest, null, bytes.byteLength]);
+      expect(received).toEqual({ digest: key.digest, sizeBytes: bytes.byteLength, fresh: true });
     });
 
     withStore("lists and removes", async ({ store }) => {

@@ -3,17 +3,21 @@ import { describe, expect, test } from "bun:test";
 import type { MockFault, MockOptions, PoolSpec } from "../../src/domain/pool.ts";
 import type { Workload } from "../../src/domain/task.ts";
 import { MockAdapter } from "../../src/infra/engines/mock.ts";
+import { OpenAiAdapter } from "../../src/infra/engines/openai.ts";
 import {
   clock,
   entropy,
   failureOf,
+  llamaPool,
   never,
   RecordingSink,
   request,
   startLlamaCpp,
+  startLlamaServer,
   testModel,
   within,
 } from "../support/engine.ts";
+import { OpenAiServer } from "../support/openai-server.ts";
 import { poolSpec } from "../support/replicas.ts";
 import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
 import { engineConformance } from "./engine.ts";
@@ -45,6 +49,8 @@ engineConformance({
   slots: 3,
   ctxPerSlot: 2048,
   followsGrammar: false,
+  namesTokens: true,
+  rendersChats: true,
   longPrompt: "the small river ".repeat(400),
   tooLongPrompt: "the small river ".repeat(800),
   start: async (workload) => startMock(workload),
@@ -62,6 +68,8 @@ engineConformance({
   slots: 2,
   ctxPerSlot: 2048,
   followsGrammar: true,
+  namesTokens: true,
+  rendersChats: true,
   longPrompt: "the small river ".repeat(300),
   tooLongPrompt: "the small river ".repeat(1500),
   start: (workload) =>
@@ -75,6 +83,88 @@ engineConformance({
     const engine = await startLlamaCpp();
     process.kill(-engine.pid, "SIGKILL");
     await engine.exited;
+    return engine;
+  },
+});
+
+/** As a child, and then as if it ran elsewhere: over TCP, with a key, through what it offers of the OpenAI API. */
+async function startElsewhere(workload: Workload) {
+  const child = await startServer(workload);
+  const client = connect(child.pool);
+  await client.identity(never);
+  return {
+    client,
+    stop: async () => {
+      client.close();
+      await child.stop();
+    },
+    kill: child.kill,
+  };
+}
+
+async function startServer(workload: Workload) {
+  const key = "a-key-for-the-server-elsewhere";
+  const server = await startLlamaServer(testModel(realModels[workload]), workload, key);
+  const pool = llamaPool({
+    id: "elsewhere",
+    engine: "openai",
+    modelRef: "whatever-it-is-called",
+    modelPath: null,
+    workloads: [workload],
+    slots: workload === "completion" ? 2 : 1,
+    remote: {
+      baseUrl: server.url,
+      kind: "auto",
+      key: { from: "env", name: "KEY", secret: { reveal: () => key } },
+    },
+  });
+  return { ...server, pool };
+}
+
+const connect = (pool: PoolSpec) => new OpenAiAdapter({ clock, entropy }).connectInProcess(pool);
+
+engineConformance({
+  name: "openai, a real llama-server",
+  slots: 2,
+  ctxPerSlot: 2048,
+  followsGrammar: true,
+  namesTokens: false,
+  rendersChats: true,
+  longPrompt: "the small river ".repeat(300),
+  tooLongPrompt: "the small river ".repeat(1500),
+  start: startElsewhere,
+  unreachable: async () => {
+    const engine = await startElsewhere("completion");
+    await engine.kill();
+    return engine;
+  },
+});
+
+const startWords = async (workload: Workload) => {
+  const server = new OpenAiServer({ slots: 3, ctx: 2048, workloads: [workload], key: "words-key" });
+  server.pieceBytes = 7;
+  const client = connect(server.pool({ slots: 3, workloads: [workload] }));
+  await client.identity(never);
+  const stop = async () => {
+    client.close();
+    await server.stop();
+  };
+  return { client, stop, server };
+};
+
+engineConformance({
+  name: "openai, as vLLM answers",
+  slots: 3,
+  ctxPerSlot: 2048,
+  followsGrammar: false,
+  namesTokens: true,
+  rendersChats: false,
+  longPrompt: "the small river ".repeat(400),
+  tooLongPrompt: "the small river ".repeat(800),
+  start: startWords,
+  unreachable: async () => {
+    const engine = await startWords("completion");
+    await engine.server.stop();
     return engine;
   },
 });

@@ -22,7 +22,7 @@ export interface JournalFactory {
 }
 
 interface Step {
-  readonly do: "frame" | "cut" | "begin_again" | "forget" | "flush" | "compact" | "kill" | "close";
+  readonly do: "frame" | "attempt" | "begin_again" | "forget" | "flush" | "compact" | "kill" | "close";
   /** Of the first four. */
   readonly task?: number;
 }
@@ -32,7 +32,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 4,
     arbitrary: fc.record({
-      do: fc.constantFrom("cut" as const, "begin_again" as const, "forget" as const),
+      do: fc.constantFrom("attempt" as const, "begin_again" as const, "forget" as const),
       task: fc.nat(4),
     }),
   },
@@ -75,7 +75,7 @@ export function journalConformance(factory: JournalFactory): void {
         journalRecord("started", "a", 0),
         ...Array.from({ length: 300 }, (_, index) => journalToken("a", index + 1)),
         journalRecord("metrics", "a", 301),
-        journalRecord("cut", "a", 302),
+        journalRecord("attempt", "a", 302),
         journalToken("a", 302),
       ];
       for (const record of records) journal().append("a", record);
@@ -182,7 +182,7 @@ export function journalConformance(factory: JournalFactory): void {
               const taskId = `task ${one.task}`;
               const frames = (collected.get(taskId) ?? []).filter(({ kind }) => isFrameKind(kind)).length;
               if (one.do === "frame") put(taskId, journalToken(taskId, frames, round));
-              else if (one.do === "cut") put(taskId, journalRecord("cut", taskId, frames));
+              else if (one.do === "attempt") put(taskId, journalRecord("attempt", taskId, frames));
               else if (one.do === "begin_again") put(taskId, journalRecord("begin_again", taskId, 0));
               else {
                 journal().forget(taskId);

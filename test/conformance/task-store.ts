@@ -11,6 +11,7 @@ import { MemoryTaskStore } from "../support/memory-store.ts";
 import {
   afterEnd,
   everyEnded,
+  newTranscript,
   storedAllowance,
   storedEnd,
   storedSession,
@@ -40,6 +41,12 @@ const end = (ordinal: number, more: Parameters<typeof storedEnd>[0] = {}): Store
   taskId: uuidOf(ordinal),
   end: storedEnd(more),
 });
+/** Ends with the nth transcript. */
+const left = (ordinal: number, more: Parameters<typeof newTranscript>[1] = {}): StoreOp => {
+  const transcript = newTranscript(ordinal, more);
+  const ended = storedEnd({ artifactId: transcript.artifactId });
+  return { kind: "task_ended", taskId: uuidOf(ordinal), end: ended, transcript };
+};
 const assertionOf = (work: () => unknown): unknown => {
   try {
     work();
@@ -222,6 +229,49 @@ export function taskStoreConformance(factory: StoreFactory): void {
       expect(live.map((task) => task.ordinal)).toEqual([1, 4]);
     });
 
+    test("transcripts come with the end of their task, wait in order, and go when they are told to", async () => {
+      store().write([1, 2, 3, 4].map((n) => admit(n)));
+      store().write([left(2), left(1, { keyId: "alice" })]);
+      // Alone in its batch, too.
+      store().write([left(3)]);
+      store().write([end(4)]);
+      expect(store().find(uuidOf(1))?.ended?.artifactId).toBe(newTranscript(1).artifactId);
+      expect(store().find(uuidOf(4))?.ended?.artifactId).toBeNull();
+      await restart();
+      const waiting = store().transcripts(10);
+      expect(waiting.map(({ ordinal, ...transcript }) => transcript)).toEqual([
+        newTranscript(2),
+        newTranscript(1, { keyId: "alice" }),
+        newTranscript(3),
+      ]);
+      expect(store().transcripts(2)).toEqual(waiting.slice(0, 2));
+      const chars = waiting.reduce((sum, { text }) => sum + (text ?? "").length, 0);
+      expect(store().transcriptTotals()).toEqual({ count: 3, chars });
+      const [first, second, third] = waiting;
+      if (first === undefined || second === undefined || third === undefined) throw new Error("three wait");
+      expect(store().findTranscript(second.artifactId, null)).toEqual(second);
+      expect(store().findTranscript(second.artifactId, "alice")).toEqual(second);
+      expect(store().findTranscript(second.artifactId, "bob")).toBeNull();
+      store().removeTranscripts([first.ordinal, third.ordinal, 999]);
+      store().removeTranscripts([]);
+      expect(store().findTranscript(first.artifactId, null)).toBeNull();
+      await restart();
+      expect(store().transcripts(10)).toEqual([second]);
+      store().removeTranscripts([second.ordinal]);
+      expect(store().transcriptTotals()).toEqual({ count: 0, chars: 0 });
+      // A number is not given twice: one that is moved late must not take another's place.
+      store().write([admit(5), left(5)]);
+      expect(store().transcripts(1)[0]?.ordinal).toBeGreaterThan(third.ordinal);
+    });
+
+    test("a transcript is stored with its end or not at all", async () => {
+      store().write([admit(1)]);
+      expect(assertionOf(() => store().write([left(1), end(7)]))).toBe("assertion");
+      expect(store().transcripts(10)).toEqual([]);
+      await restart();
+      expect(store().find(uuidOf(1))?.ended).toBeNull();
+    });
+
     test("after close nothing goes in, and closing twice is closing once", async () => {
       store().write([admit(1)]);
       await store().close();
@@ -249,6 +299,7 @@ export function taskStoreConformance(factory: StoreFactory): void {
               }
             for (const id of world.ids) expect(real.store.find(id)).toEqual(model.find(id));
             expect(real.store.list(everyEnded())).toEqual(model.list(everyEnded()));
+            expect(textsOf(real.store)).toEqual(textsOf(model));
             real = await real.reopen();
             const found = real.store.recover();
             const expected = model.reopen("kill").recover();
@@ -266,6 +317,9 @@ export function taskStoreConformance(factory: StoreFactory): void {
     });
   });
 }
+
+const textsOf = (store: TaskStore) =>
+  store.transcripts(100).map(({ artifactId, text }) => [artifactId, text]);
 
 type Found = ReturnType<TaskStore["recover"]>;
 const bySession = ({ sessions }: Found) => [...sessions].sort((a, b) => (a.sessionId < b.sessionId ? -1 : 1));
@@ -293,6 +347,7 @@ class World {
     if (kind === 2) return { kind: "allowance_saved", allowance: storedAllowance(`key-${which % 3}`, which) };
     if (kind > 4 && live !== undefined) {
       this.#live.splice(this.#live.indexOf(live), 1);
+      if (kind === 6) return left(live, { text: text.toWellFormed() });
       return end(live, { finishedMs: this.nowMs, error: { code: "INTERNAL", message: text } });
     }
     this.#ordinal += 1 + (which % 3);

@@ -12,8 +12,8 @@ import { compileText } from "../support/config-files.ts";
 const committed = await Bun.file(schemaPath).text();
 const template = await Bun.file(new URL("../../orchestratord.example.yaml", import.meta.url)).text();
 const example = template.replace("REPLACE-WITH-THE-SHA256-OF-YOUR-KEY", "ab".repeat(32));
-/** The example with the pool that it only shows. */
-const whole = example.replace(/^ {2}# {1,5}(- id: chat|[ ]{2}\w+: )/gm, (line) => line.replace("# ", ""));
+/** The example with the pools that it only shows. */
+const whole = example.replace(/^ {2}# {1,5}(- id: [a-z-]+|[ ]{2}\w+: )/gm, (line) => line.replace("# ", ""));
 
 const ajv = new Ajv({ strict: true, allErrors: true, allowUnionTypes: true });
 for (const keyword of ["x-later", "x-expected"]) ajv.addKeyword(keyword);
@@ -39,17 +39,18 @@ describe("orchestratord.example.yaml", () => {
 
   test.each([
     ["as it is", example],
-    ["with the pool that it only shows", whole],
+    ["with the pools that it only shows", whole],
   ])("is valid %s", (_, text) => {
     expect(problemsOf(text)).toEqual([]);
     expect(validate(parse(text))).toBe(true);
   });
 
-  test("shows a real pool", () => {
+  test("shows real pools", () => {
     const result = compileText(whole, { disk });
     expect(result.ok && result.config.pools.map(({ id, engine }) => [id, engine])).toEqual([
       ["dry-run", "mock"],
       ["chat", "llamacpp"],
+      ["gpu-box", "openai"],
     ]);
   });
 
@@ -90,8 +91,16 @@ describe("the schema and the daemon agree", () => {
     ["addr: 127.0.0.1:1", true],
     ["adr: x", false],
     ["pools: [{ id: a, engine: mock, model: mock:words }]", true],
-    ["pools: [{ id: a, engine: openai, model: x }]", false],
-    ["pools: [{ id: a, engine: mock, model: mock:words, preempt: true }]", false],
+    ['pools: [{ id: a, engine: openai, model: x, base_url: "http://gpu:8000/v1", server: vllm }]', true],
+    ['pools: [{ id: a, engine: openai, model: x, base_url: "http://gpu:8000/v1", server: mine }]', false],
+    ["pools: [{ id: a, engine: mock, model: mock:words, rpc: [gpu] }]", false],
+    ["pools: [{ id: a, engine: mock, model: mock:words, preempt: true }]", true],
+    ["pools: [{ id: a, engine: mock, model: mock:words, preempt: { max_wait_ms: 0, max_cuts: 1 } }]", true],
+    ["pools: [{ id: a, engine: mock, model: mock:words, preempt: { max_cuts: 0 } }]", false],
+    ["pools: [{ id: a, engine: mock, model: mock:words, preempt: { enabled: true } }]", false],
+    ["pools: [{ id: a, engine: mock, model: mock:words, preempt: null }]", false],
+    ["pools: [{ id: a, engine: mock, model: mock:words, timeouts: { task_ms: 1000 } }]", true],
+    ["pools: [{ id: a, engine: mock, model: mock:words, timeouts: { task_ms: 0 } }]", false],
     ["pools: [{ id: a, engine: mock, model: mock:words, workloads: [rerank, rerank] }]", false],
     ["storage: { durability: power }", true],
     ["storage: { durability: none }", false],

@@ -7,7 +7,7 @@ import { describe, expect, test } from "bun:test";
 import lint from "../../ci/metrics.lint.json";
 import { labelBudgets } from "../../src/infra/telemetry/label-budget.ts";
 import { PromMetrics } from "../../src/infra/telemetry/prom-metrics.ts";
-import type { MetricsSources, PoolGauges } from "../../src/ports/telemetry.ts";
+import type { GpuGauges, MetricsSources, PoolGauges } from "../../src/ports/telemetry.ts";
 import { type Family, histograms, parseExposition, type Sample } from "../support/prom-parse.ts";
 
 interface SeriesRule {
@@ -42,6 +42,9 @@ const sources = (more: Partial<MetricsSources> = {}): MetricsSources => ({
   viewers: () => 3,
   sessions: () => 2,
   storeBytes: () => 4096,
+  artifactBytes: () => 8192,
+  journalBytes: () => 4096,
+  transcriptsPending: () => 5,
   loopLagMs: () => 0.25,
   ...more,
 });
@@ -56,6 +59,7 @@ function metricsWith(more: Partial<MetricsSources> = {}): PromMetrics {
 function use(metrics: PromMetrics): void {
   metrics.taskEnqueued({ ...labels, priority: "interactive" });
   metrics.taskStarted({ ...labels, priority: "interactive" });
+  metrics.taskPreempted(labels);
   metrics.placement("placed", false, false, 2);
   metrics.sessionTurn();
   metrics.sessionEvicted("ttl");
@@ -68,6 +72,7 @@ function use(metrics: PromMetrics): void {
   metrics.taskRejected({ engine: "mock", reason: "ADMISSION_REJECT" });
   metrics.backpressure({ engine: "mock", policy: "reject" });
   metrics.restart({ poolId: "chat", replicaId: "chat/0", cause: "crashed" });
+  metrics.modelVerified({ result: "done", reason: "given" });
 }
 
 const scrape = async (metrics: PromMetrics) => parseExposition(await metrics.render());
@@ -97,9 +102,7 @@ describe("the lint file", () => {
   });
 
   test("states the budgets that the code keeps", () => {
-    const { device, ...kept } = lint.label_budgets;
-    expect(device).toBeGreaterThan(0);
-    expect(kept).toEqual({ ...labelBudgets });
+    expect(lint.label_budgets).toEqual({ ...labelBudgets });
   });
 });
 
@@ -158,6 +161,7 @@ describe("the exposition", () => {
     expect(only(families, "model_state").labels).toEqual({ model_id: "mock:words", state: "Active" });
     expect(only(families, "build_info").labels).toEqual(build);
     expect(only(families, "event_log_bytes").value).toBe(4242);
+    expect(only(families, "artifact_store_bytes").value).toBe(8192);
     expect(only(families, "process_cpu_seconds_total").value).toBe(1.5);
     expect(family(families, "queue_depth").samples.map((s) => [s.labels.priority, s.value])).toEqual([
       ["interactive", 2],
@@ -185,13 +189,22 @@ describe("the exposition", () => {
     const bare = await scrape(
       new PromMetrics({ build, processStats: () => ({ ...processStats(), openFds: null }) }),
     );
-    for (const name of ["viewers", "event_logs", "event_loop_lag_ms", "process_open_fds", "queue_depth"])
+    for (const name of [
+      "viewers",
+      "artifact_store_bytes",
+      "event_logs",
+      "event_loop_lag_ms",
+      "process_open_fds",
+      "queue_depth",
+    ])
       expect([name, family(bare, name).samples]).toEqual([name, []]);
     const unknown = await scrape(
       metricsWith({ pools: () => [pool({ replicas: [{ replicaId: "chat/0", kvTokens: null }] })] }),
     );
     expect(family(unknown, "kv_cache_usage_ratio").samples).toEqual([]);
     expect(family(unknown, "placement_candidates_considered").samples).toEqual([]);
+    const settling = await scrape(metricsWith({ artifactBytes: () => null }));
+    expect(family(settling, "artifact_store_bytes").samples).toEqual([]);
     expect([...unknown.keys()].filter((name) => name.includes("gpu") || name.includes("vram"))).toEqual([]);
   });
 
@@ -209,7 +222,136 @@ describe("the exposition", () => {
   });
 });
 
+describe("graphics cards", () => {
+  const GiB = 2 ** 30;
+  const share = (replicaId: string, usedBytes: number | null) => ({ ...labels, replicaId, usedBytes });
+  const gpu = (
+    id: string,
+    more: Partial<GpuGauges["sample"]> = {},
+    replicas: GpuGauges["replicas"] = [],
+  ): GpuGauges => ({
+    device: { id, vendor: "nvidia", model: "Big", uuid: `GPU-${id}`, driverVersion: "580.65" },
+    sample: {
+      deviceId: id,
+      state: "ok",
+      utilization: 0.75,
+      memory: { usedBytes: 10 * GiB, freeBytes: 13 * GiB, totalBytes: 24 * GiB },
+      powerWatts: 250,
+      temperatureCelsius: 60,
+      eccErrors: { corrected: 4, uncorrected: 1 },
+      processes: [],
+      failed: [],
+      ...more,
+    },
+    failures: 2,
+    replicas,
+  });
+  const told = (families: Map<string, Family>, name: string) =>
+    family(families, name).samples.map(({ labels: { replica_id, device, kind, state }, value }) =>
+      [replica_id, device, kind, state, value].filter((part) => part !== undefined).join(" "),
+    );
+
+  test("render every series that the lint file has of them, with exactly its labels", async () => {
+    const families = await scrape(metricsWith({ gpus: () => [gpu("nvidia0", {}, [share("chat/0", GiB)])] }));
+    const ofCards = [...rules.keys()].filter((name) => name.startsWith("gpu_") || name.startsWith("vram_"));
+    expect(ofCards).toHaveLength(10);
+    for (const name of ofCards) {
+      const { type, samples } = family(families, name);
+      expect([name, type, samples.length > 0]).toEqual([name, rules.get(name)?.type ?? "", true]);
+      for (const sample of samples)
+        expect([name, ...Object.keys(sample.labels).sort()]).toEqual([
+          name,
+          ...[...(rules.get(name)?.labels ?? [])].sort(),
+        ]);
+    }
+  });
+
+  test("are shown at each replica, and what no replica uses apart: the sum is what the card has in use", async () => {
+    const gpus = [gpu("nvidia0", {}, [share("chat/0", 6 * GiB), share("chat/1", 3 * GiB)]), gpu("nvidia1")];
+    const families = await scrape(metricsWith({ gpus: () => gpus }));
+    expect(told(families, "vram_used_bytes")).toEqual([
+      `chat/0 nvidia0 ${6 * GiB}`,
+      `chat/1 nvidia0 ${3 * GiB}`,
+      `none nvidia0 ${GiB}`,
+      `none nvidia1 ${10 * GiB}`,
+    ]);
+    expect(told(families, "gpu_utilization")).toEqual([
+      "chat/0 nvidia0 0.75",
+      "chat/1 nvidia0 0.75",
+      "none nvidia1 0.75",
+    ]);
+    expect(family(families, "gpu_utilization").samples[2]?.labels).toEqual({
+      engine: "none",
+      engine_version: "unknown",
+      pool_id: "none",
+      replica_id: "none",
+      device: "nvidia1",
+    });
+    expect(told(families, "gpu_ecc_errors_total")).toEqual([
+      "nvidia0 corrected 4",
+      "nvidia0 uncorrected 1",
+      "nvidia1 corrected 4",
+      "nvidia1 uncorrected 1",
+    ]);
+    expect(told(families, "gpu_state")).toEqual(["nvidia0 ok 1", "nvidia1 ok 1"]);
+  });
+
+  test("that tell nothing show nothing: absent, not zero; and counters do not double", async () => {
+    const silent = {
+      state: "lost",
+      utilization: null,
+      memory: null,
+      powerWatts: null,
+      temperatureCelsius: null,
+      eccErrors: null,
+      processes: null,
+    } as const;
+    let gpus = [gpu("nvidia0", {}, [share("chat/0", null)])];
+    const metrics = metricsWith({ gpus: () => gpus });
+    await metrics.render();
+    const twice = await scrape(metrics);
+    expect(told(twice, "gpu_failed_samples_total")).toEqual(["nvidia0 2"]);
+    expect(told(twice, "gpu_ecc_errors_total")).toEqual(["nvidia0 corrected 4", "nvidia0 uncorrected 1"]);
+    expect(told(twice, "vram_used_bytes")).toEqual([`none nvidia0 ${10 * GiB}`]);
+    gpus = [gpu("nvidia0", silent)];
+    const lost = await scrape(metrics);
+    const left = [...lost.values()]
+      .filter(({ name }) => /^(gpu|vram)_/.test(name))
+      .filter((f) => f.samples.length > 0);
+    expect(left.map(({ name }) => name).sort()).toEqual([
+      "gpu_failed_samples_total",
+      "gpu_info",
+      "gpu_state",
+    ]);
+    expect(told(lost, "gpu_state")).toEqual(["nvidia0 lost 1"]);
+  });
+
+  test("more than the budget share one series, whose sums and worst are right", async () => {
+    const many = Array.from({ length: 70 }, (_, at) => gpu(`nvidia${at}`, { utilization: at / 100 }));
+    const families = await scrape(metricsWith({ gpus: () => many }));
+    for (const name of ["gpu_utilization", "vram_used_bytes", "gpu_state"])
+      expect([name, values(family(families, name), "device").size]).toEqual([name, 64]);
+    const used = family(families, "vram_used_bytes").samples.reduce((sum, { value }) => sum + value, 0);
+    expect(used).toBe(70 * 10 * GiB);
+    expect(told(families, "gpu_utilization").at(-1)).toBe("none other 0.69");
+  });
+});
+
 describe("label budgets", () => {
+  test("every policy that holds work back is shown by its name, and none as the engine that nobody meant", async () => {
+    const metrics = metricsWith();
+    const ofEngine = ["reject", "drop-lru", "shed-low-priority", "sessions", "artifacts"];
+    const ofBudgets = ["budget-tokens", "budget-time", "budget-cost"];
+    for (const policy of [...ofEngine, ...ofBudgets]) metrics.backpressure({ engine: "llamacpp", policy });
+    for (const policy of ["rate", "streams"]) metrics.backpressure({ engine: null, policy });
+    const { samples } = family(await scrape(metrics), "admission_backpressure_events_total");
+    expect(samples.map(({ labels }) => [labels.engine, labels.policy])).toEqual([
+      ...[...ofEngine, ...ofBudgets].map((policy) => ["llamacpp", policy]),
+      ["none", "rate"],
+      ["none", "streams"],
+    ]);
+  });
+
   const crowd = (n: number) =>
     Array.from({ length: n }, (_, i) => ({ ...labels, poolId: `pool-${i}`, replicaId: `pool-${i}/0` }));
 

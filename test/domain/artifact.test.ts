@@ -104,14 +104,13 @@ describe("a search", () => {
 
   test("asks for each word once, and for few", () => {
     expect(searchWords("  One two ONE ")).toEqual(["one", "two"]);
-    expect(searchWords("a b c d e f g h i j")).toHaveLength(limits.artifactSearchWordsMax);
     expect(searchWords(" ")).toEqual([]);
   });
 });
 
 test("what goes: the old, and while there is too much everything but what came just now", () => {
   const now = 1e12;
-  const entry = (ageMs: number) => ({ createdMs: now - ageMs, sizeBytes: 1 });
+  const entry = (ageMs: number) => ({ storedMs: now - ageMs, sizeBytes: 1 });
   const day = 24 * 3600 * 1000;
   expect(collected(entry(day), { maxAgeMs: null, overBytes: 0 }, now)).toBeNull();
   expect(collected(entry(day), { maxAgeMs: day, overBytes: 0 }, now)).toBe("age");

@@ -138,7 +138,14 @@ export interface Story {
   readonly impossible: boolean;
 }
 
-export const build: EngineBuild = { engine: "model", version: "1", model: "sha256:m", device: "cpu" };
+export const build: EngineBuild = {
+  engine: "model",
+  version: "1",
+  model: "sha256:m",
+  modelStamp: null,
+  settings: "s",
+  device: "cpu",
+};
 
 export interface StoryOptions {
   readonly spec: Pick<TaskSpec, "sampling" | "seed" | "determinism" | "maxTokens">;

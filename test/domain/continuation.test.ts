@@ -4,7 +4,6 @@ import fc from "fast-check";
 import {
   type ContinuationInput,
   type ContinuationPlan,
-  chargedMs,
   nameIds,
   planAfterDivergence,
   planContinuation,
@@ -222,6 +221,42 @@ describe("the plan", () => {
   });
 });
 
+describe("an engine elsewhere", () => {
+  const wayOf = (more: Partial<ContinuationInput>) => {
+    const plan = planContinuation(input(more));
+    return [plan.way, "by" in plan ? plan.by : null, plan.exact];
+  };
+
+  test("that tokenizes nothing goes on by text, whatever ids it named", () => {
+    expect(wayOf({})).toEqual(["prefix", "ids", "unverified"]);
+    expect(wayOf({ resumes: "text" })).toEqual(["prefix", "text", "unverified"]);
+    // A short tail without ids is not said again either: that needs the prompt's own ids.
+    const sent = [{ text: " a", ids: [] }];
+    expect(wayOf({ sent })).toEqual(["prefix", "ids", "unverified"]);
+    expect(wayOf({ sent, resumes: "text" })).toEqual(["prefix", "text", "unverified"]);
+    const warm = spec({ temperature: 0.8 });
+    expect(wayOf({ spec: warm, resumes: "text" })).toEqual(["prefix", "text", "no"]);
+  });
+
+  test("that cannot go on behind a beginning says it again, and where it does not there is no other way", () => {
+    const warm = spec({ temperature: 0.8 });
+    expect(wayOf({ resumes: "never" })).toEqual(["replay", null, "yes"]);
+    expect(wayOf({ spec: warm, resumes: "never" })).toEqual(["replay", null, "yes"]);
+    expect(wayOf({ next: other, resumes: "never" })).toEqual(["replay", null, "no"]);
+    expect(wayOf({ exact: "no", resumes: "never" })).toEqual(["replay", null, "no"]);
+    expect(planAfterDivergence(input({ resumes: "never" }))).toMatchObject({
+      way: "impossible",
+      exact: "no",
+    });
+    expect(planAfterDivergence(input({ resumes: "text" }))).toMatchObject({ way: "prefix", by: "text" });
+  });
+
+  test("whose last word alone was lost is not asked again", () => {
+    const done = { spec: spec({}, { maxTokens: 3 }), resumes: "never" } as const;
+    expect(wayOf(done)).toEqual(["finished", null, "yes"]);
+  });
+});
+
 describe("unnamed ids", () => {
   const sent = [{ text: "é", ids: [-1, 9] }, ...pieces("x"), { text: "é", ids: [-1, 9] }];
   test("are filled where the engine's tokens agree with what is known", () => {
@@ -329,13 +364,5 @@ describe("what counts once", () => {
     expect(tokensOfEnded({ tokensBefore: 3 }, 10, done)).toEqual({ tokensIn: 10, tokensOut: 64 });
     expect(tokensOfEnded({ tokensBefore: 3 }, null, done)).toEqual({ tokensIn: 10, tokensOut: 64 });
     expect(tokensOfEnded(null, null, done)).toEqual(done);
-  });
-
-  test("time: the first prompt, and each new token once", () => {
-    const cut = { promptMs: 100, decodeMs: 50, tokensNew: 5, tokensRepeated: 0 };
-    const replay = { promptMs: 100, decodeMs: 80, tokensNew: 3, tokensRepeated: 5 };
-    const fruitless = { promptMs: 40, decodeMs: 0, tokensNew: 0, tokensRepeated: 0 };
-    expect(chargedMs([cut, fruitless, replay])).toBe(180);
-    expect(chargedMs([])).toBe(0);
   });
 });

@@ -9,7 +9,7 @@ import {
 } from "../../src/domain/errors.ts";
 import { EngineError } from "../../src/ports/engine.ts";
 
-/** Behaviour §3, written down a second time on purpose: a status that changes is a change of the contract. */
+/** Written down a second time on purpose: a status that changes is a change of the contract. */
 const documented: Readonly<Record<ErrorCode, readonly [status: number, retriable: boolean]>> = {
   INVALID_PARAMS: [400, false],
   DEADLINE_UNMET: [400, false],
@@ -19,6 +19,7 @@ const documented: Readonly<Record<ErrorCode, readonly [status: number, retriable
   METHOD_NOT_ALLOWED: [405, false],
   CONFLICT: [409, false],
   SESSION_EXHAUSTED: [409, false],
+  MODEL_DEPRECATED: [410, false],
   PAYLOAD_TOO_LARGE: [413, false],
   ADMISSION_REJECT: [429, true],
   QUEUE_FULL_DROP_LRU: [429, true],

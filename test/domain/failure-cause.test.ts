@@ -122,7 +122,14 @@ describe("while it loads", () => {
     ["a truncated file", truncated, "model_corrupt", /not within the file bounds/, true],
     ["an unknown architecture", unknownArchitecture, "model_corrupt", /unknown model architecture/, true],
     ["an unknown flag", badFlag, "bad_flag", /flag --frobnicate: correct "args" of pool chat/, true],
-    ["a wrong value", badValue, "bad_flag", /value of -c \(stoi\)/, true],
+    ["a wrong value", badValue, "bad_flag", /value of -c \(stoi\).*correct "args"/, true],
+    [
+      "a build without RPC",
+      ['error while handling argument "--rpc": RPC not supported in this build'],
+      "bad_flag",
+      /RPC not supported in this build\): correct "rpc" of pool chat/,
+      true,
+    ],
     ["a cache too big", kvTooBig, "out_of_memory", /failed to allocate.*lower "ctx" or "slots"/, false],
     ["bad_alloc", badAlloc, "out_of_memory", /std::bad_alloc/, false],
     ["a full GPU", cuda, "out_of_memory", /unable to allocate CUDA0 buffer/, false],
@@ -201,6 +208,18 @@ describe("while it serves", () => {
       cause: "crashed",
       message: "the engine ended: scripted crash",
     });
+  });
+
+  test("a server elsewhere tells its cause as well; only a refusal is there for somebody to mend", () => {
+    for (const [cause, hopeless] of [
+      ["refused", true],
+      ["unreachable", false],
+    ] as const) {
+      const reason = { cause, message: "the server of pool chat does not" };
+      const failure = classifyExit(exit({ phase: "load", code: null, reason }), subject);
+      expect(failure).toMatchObject(reason);
+      expect(isHopeless(failure)).toBe(hopeless);
+    }
   });
 });
 

@@ -22,13 +22,15 @@ const slotOf = (letter: string, leaseId: number): SlotState =>
         taskId: "t",
         prefix: [],
         sessionId: null,
+        preempted: false,
+        lost: letter === "x",
         expectedEndMs: 0,
       };
 const chooseSlot = (replica: ReplicaSlots, prefix: readonly number[]): number =>
   chooseSlotOf(replica, prefix, null).slot;
 const place = (replicas: Iterable<ReplicaSlots>) => placeOf(replicas, null);
 
-/** A replica drawn by its slots: `.` free, `L` leased, `r` releasing. */
+/** A replica drawn by its slots: `.` free, `L` leased, `r` releasing, `x` releasing since its engine broke off. */
 const replica = (replicaId: string, drawn: string, more: Partial<ReplicaSlots> = {}): ReplicaSlots => ({
   ...readyReplica(replicaId, 1, 1),
   slots: [...drawn].map(slotOf),
@@ -44,6 +46,8 @@ describe("place", () => {
     [{ a: "." }, "a:0"],
     [{ a: "L." }, "a:1"],
     [{ a: "r.." }, "a:1"],
+    [{ a: "x.." }, null],
+    [{ a: "x..", b: "L." }, "b:1"],
     [{ a: "L..", b: "..." }, "b:0"],
     [{ b: "..", a: ".." }, "a:0"],
     [{ b: "L.", a: "LL" }, "b:1"],
@@ -118,6 +122,8 @@ describe("chooseSlot", () => {
       taskId: "t",
       prefix: prefixOf(system),
       sessionId: null,
+      preempted: false,
+      lost: false,
       expectedEndMs: 0,
     };
     expect(chooseSlot(of(leased, neverUsed), prefixOf(system))).toBe(1);

@@ -213,6 +213,7 @@ export class PoolWorld {
       tokensInExact: true,
       tokensCached: 0,
       tokensOut: task.tokensOut,
+      tokensAnswered: task.tokensOut,
       promptMs: tokensIn * prefillMsPerToken,
       decodeMs: (task.tokensOut - 1) * this.law.tokenMs(task.number),
       maxTokens: this.law.maxTokens,

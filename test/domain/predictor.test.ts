@@ -26,6 +26,7 @@ const attempted = (more: Partial<Attempted> = {}): Attempted => ({
   tokensInExact: true,
   tokensCached: 0,
   tokensOut: 101,
+  tokensAnswered: 101,
   promptMs: 50,
   decodeMs: 1000,
   maxTokens: 200,
@@ -283,7 +284,7 @@ describe("learning", () => {
 describe("the length of an answer", () => {
   const seen = (tokens: readonly number[], maxTokens = 200) => {
     const { lengths } = tokens.reduce((state, tokensOut) => {
-      learnAttempt(state, attempted({ tokensOut, maxTokens }));
+      learnAttempt(state, attempted({ tokensOut, tokensAnswered: tokensOut, maxTokens }));
       return state;
     }, createPredictor());
     return lengths;

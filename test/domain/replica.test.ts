@@ -1,34 +1,18 @@
-/**
- * The replica machine: tables for each path, and walks through arbitrary facts in arbitrary order that check
- * what always holds. The walk's environment is written against the description of the machine, not with it.
- */
+/** The replica machine: tables for each path. Walks through arbitrary facts are in replica-walks.test.ts. */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { replicaStates } from "../../src/domain/pool.ts";
 import { step } from "../../src/domain/replica.ts";
 import {
   backoffDelayMs,
-  isServing,
   newReplica,
   type Replica,
   type ReplicaCommand,
   type ReplicaEvent,
-  type ReplicaPolicy,
   stopLadderMs,
 } from "../../src/domain/replica-model.ts";
-import { type Choice, ReplicaWorld } from "../support/replica-world.ts";
+import { replicaPolicy } from "../support/replica-world.ts";
 import { identity } from "../support/replicas.ts";
 
-const policy: ReplicaPolicy = {
-  subject: { id: "chat", modelRef: "file:m.gguf", modelPath: "/m.gguf", engineBin: "/bin/llama-server" },
-  slots: 4,
-  loadMs: 10_000,
-  stopGraceMs: 5_000,
-  backoffMs: 100,
-  backoffMaxMs: 1_000,
-  breakerFailures: 3,
-  breakerWindowMs: 60_000,
-};
 const speed = { prefillTps: 100, decodeTps: 50 };
 const died = { type: "process_exited", code: 1, signal: null, reason: null, logTail: [] } as const;
 
@@ -42,7 +26,7 @@ function after(
   const commands: ReplicaCommand[] = [];
   let state = from;
   for (const event of events) {
-    const next = step(state, event, nowMs, policy, jitter);
+    const next = step(state, event, nowMs, replicaPolicy, jitter);
     state = next.state;
     commands.push(...next.commands);
   }
@@ -209,7 +193,7 @@ describe("failures", () => {
         fc.integer({ min: 1, max: 2000 }),
         fc.double({ min: 0, max: 0.999, noNaN: true }),
         (n, jitter) => {
-          const ms = backoffDelayMs(n, policy, jitter);
+          const ms = backoffDelayMs(n, replicaPolicy, jitter);
           const full = Math.min(1000, 100 * 2 ** (n - 1));
           return ms >= full / 2 && ms <= full;
         },
@@ -437,45 +421,5 @@ describe("facts", () => {
     ] as const) {
       expect(after(gone, [event]).commands).toEqual([]);
     }
-  });
-});
-
-describe("walks", () => {
-  // Left to itself fast-check makes most walks a few steps short.
-  const choices: fc.Arbitrary<Choice[]> = fc.array(fc.nat({ max: 2 ** 20 }), {
-    minLength: 60,
-    maxLength: 200,
-  });
-
-  test("whatever happens: ready only after a decode, one process at a time, stale facts ignored, timers and waits bounded", () => {
-    const visited = new Set<string>();
-    fc.assert(
-      fc.property(choices, (walk) => {
-        const world = new ReplicaWorld(policy, identity());
-        for (const choice of walk) {
-          world.turn(choice);
-          visited.add(world.replica.state);
-        }
-      }),
-      { numRuns: 600, seed: 20_261_121 },
-    );
-    // The walk is worth something only if it gets everywhere.
-    expect([...visited].sort()).toEqual([...replicaStates].sort());
-  });
-
-  test("stop always ends in stopped, with no process, no timer and no lease left", () => {
-    fc.assert(
-      fc.property(choices, fc.boolean(), (walk, obedient) => {
-        const world = new ReplicaWorld(policy, identity());
-        for (const choice of walk) world.turn(choice);
-        world.stopAndSettle(obedient);
-        expect(world.replica.state).toBe("stopped");
-        expect(world.armedTimers()).toEqual([]);
-        expect(world.processRuns).toBe(false);
-        expect(isServing(world.replica)).toBe(false);
-        expect(world.readyReports).toBe(world.lostReports);
-      }),
-      { numRuns: 400, seed: 20_261_122 },
-    );
   });
 });

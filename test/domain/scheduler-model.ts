@@ -1,11 +1,17 @@
 /**
- * A second scheduler, written from the behaviour (§9, §10) in the plainest way: arrays that are sorted and searched at
+ * A second scheduler, written from the behaviour (ORCHD-ADM-1, ORCHD-ADM-2, ORCHD-PLACE-1) in the plainest way: arrays that are sorted and searched at
  * every step. It is told the same events as the real one and says which commands must come, in which order.
  * Shares nothing with src/domain but types. Used by the tests of the scheduler only.
  */
 import type { FullPolicy } from "../../src/domain/pool.ts";
 import type { Fairness, QueueEntry } from "../../src/domain/queue.ts";
-import type { Command, Lease, NewTask, SchedulerEvent } from "../../src/domain/scheduler-protocol.ts";
+import type {
+  Command,
+  HoldReason,
+  Lease,
+  NewTask,
+  SchedulerEvent,
+} from "../../src/domain/scheduler-protocol.ts";
 import type { Priority } from "../../src/domain/task.ts";
 import { PlainQueue } from "./plain-queue.ts";
 
@@ -14,15 +20,22 @@ export const batchMaxWaitMs = 100;
 const affinityWaitMs = 2000;
 const heldMax = 8;
 const calledMax = 16;
+const crashesShared = 2;
+const tokensClearing = 4;
 
 type Rule = "interactive" | "aged" | "batch";
 
-export interface ModelTask extends NewTask, QueueEntry {
+export interface ModelTask extends Omit<NewTask, "exclusive">, Omit<QueueEntry, "exclusive"> {
+  /** It asked for a replica of its own, or crashes in a row got it one. */
+  exclusive: boolean;
+  readonly strict: boolean;
   state: "waiting" | "running" | "ended";
   lease: Lease | null;
   resumed: boolean;
   overdue: boolean;
+  hasSent: boolean;
   fruitless: number;
+  crashes: number;
   /** Attempts that were lost. */
   cuts: number;
   attempts: number;
@@ -42,6 +55,8 @@ interface ModelSlot {
   freedAt: number;
   sessionId: string | null;
   expectedEndMs: number;
+  /** Its engine broke off and has not freed it: nothing starts on the replica. */
+  lost: boolean;
 }
 
 interface ModelReplica {
@@ -65,12 +80,16 @@ interface ModelPool {
   readonly turns: { watched: boolean; taken: boolean }[];
   wakeAtMs: number | null;
   unavailable: string | null;
+  readonly holds: Set<HoldReason>;
+  /** Leases that a hold has cut. */
+  readonly cutLeases: Set<number>;
 }
 
 const isBusy = (slot: ModelSlot): boolean => slot.leaseId !== null;
 const busy = (r: ModelReplica): number => r.slots.filter(isBusy).length;
 const isOpen = (r: ModelReplica): boolean => r.reservedFor === null && r.heldBy === null;
-const hasRoom = (r: ModelReplica): boolean => isOpen(r) && busy(r) < r.slots.length;
+const hasRoom = (r: ModelReplica): boolean =>
+  isOpen(r) && busy(r) < r.slots.length && !r.slots.some((slot) => isBusy(slot) && slot.lost);
 const sessionRank = (r: ModelReplica, sessionId: string | null): number =>
   Math.max(
     0,
@@ -100,6 +119,8 @@ export class Model {
           turns: [],
           wakeAtMs: null,
           unavailable: null,
+          holds: new Set(),
+          cutLeases: new Set(),
         },
       ]),
     );
@@ -138,10 +159,11 @@ export class Model {
     const shed = pool.policy === "shed-low-priority" && priority === "batch";
     const full = shed ? counted >= pool.capacity * 0.8 : counted >= pool.capacity;
     const cutOnesWait = this.waiting(poolId).some((t) => t.resumed);
+    const held = pool.holds.size > 0;
     const room = pool.replicas.some(
       (r) => hasRoom(r) && (!task.exclusive || (busy(r) === 0 && this.mayTakeAlone(pool))),
     );
-    const canStart = room && !cutOnesWait;
+    const canStart = room && !cutOnesWait && !held;
     const commands: Command[] = [];
     if (full && !canStart) {
       const code = pool.policy === "drop-lru" ? "QUEUE_FULL_DROP_LRU" : "ADMISSION_REJECT";
@@ -152,17 +174,22 @@ export class Model {
     const position = pool.queue.ahead(priority, task.keyId, task.expectedMs).tasks + pool.apart.length;
     const added = this.add({ ...task, ordinal: ++this.admissions, admittedMs: nowMs, resumed: false });
     added.mayHold = !(full && canStart);
-    if (pool.replicas.length === 0) commands.push({ type: "ensure_pool", poolId });
+    if (pool.replicas.length === 0 && !held) commands.push({ type: "ensure_pool", poolId });
     return { ordinal: added.ordinal, position, commands: [...commands, ...this.starts(poolId, nowMs)] };
   }
 
-  private add(task: NewTask & { ordinal: number; admittedMs: number; resumed: boolean }): ModelTask {
+  private add(
+    task: NewTask & { ordinal: number; admittedMs: number; resumed: boolean; hasSent?: boolean },
+  ): ModelTask {
     const added: ModelTask = {
       ...task,
       state: "waiting",
       lease: null,
+      strict: task.exclusive,
       overdue: false,
+      hasSent: task.hasSent ?? false,
       fruitless: 0,
+      crashes: 0,
       cuts: 0,
       attempts: 0,
       finishes: 0,
@@ -182,7 +209,13 @@ export class Model {
       case "replica_ready": {
         const pool = this.pool(event.poolId);
         pool.unavailable = null;
-        const slot = (): ModelSlot => ({ leaseId: null, freedAt: 0, sessionId: null, expectedEndMs: 0 });
+        const slot = (): ModelSlot => ({
+          leaseId: null,
+          freedAt: 0,
+          sessionId: null,
+          expectedEndMs: 0,
+          lost: false,
+        });
         const slots = Array.from({ length: event.slots }, slot);
         const rest = { reservedFor: null, heldBy: null, vram: null, tps: null };
         pool.replicas.push({ id: event.replicaId, incarnation: event.incarnation, slots, ...rest });
@@ -212,7 +245,8 @@ export class Model {
       }
       case "cancel_requested":
       case "deadline_passed":
-      case "start_deadline_passed": {
+      case "start_deadline_passed":
+      case "run_time_passed": {
         const task = this.live(event.taskId);
         if (task === null) return [];
         return [...this.endEarly(task, event), ...this.starts(task.poolId, nowMs)];
@@ -233,6 +267,24 @@ export class Model {
             if (slot.sessionId === event.sessionId) slot.sessionId = null;
           return this.starts(id, nowMs);
         });
+      case "pool_held":
+        this.pool(event.poolId).holds.add(event.by);
+        return [];
+      case "pool_released": {
+        const { poolId } = event;
+        const pool = this.pool(poolId);
+        const wasHeld = pool.holds.delete(event.by);
+        if (!wasHeld || pool.holds.size > 0) return [];
+        const asks = pool.replicas.length === 0 && this.waiting(poolId).length > 0;
+        const commands: Command[] = asks ? [{ type: "ensure_pool", poolId }] : [];
+        return [...commands, ...this.starts(poolId, nowMs)];
+      }
+      case "hold_deadline_passed":
+        return this.cutHeld(this.pool(event.poolId), event.by);
+      case "task_unfit": {
+        const task = this.live(event.taskId);
+        return task?.state === "waiting" ? [this.finish(task, "failed", "WORKER_RESET", event.message)] : [];
+      }
       case "recovered": {
         const inOrder = [...event.tasks].sort((a, b) => a.ordinal - b.ordinal);
         for (const task of inOrder) {
@@ -242,11 +294,6 @@ export class Model {
         const pools = new Set(inOrder.map((t) => t.poolId));
         return [...pools].map((poolId) => ({ type: "ensure_pool", poolId }));
       }
-      case "shutdown_deadline_passed":
-        return this.tasks
-          .filter((t) => t.state !== "ended")
-          .sort((a, b) => a.ordinal - b.ordinal)
-          .flatMap((t) => [...this.aborted(t, "shutdown"), this.finish(t, "failed", "WORKER_RESET", null)]);
     }
   }
 
@@ -254,16 +301,24 @@ export class Model {
     task: ModelTask,
     event: Extract<
       SchedulerEvent,
-      { type: "cancel_requested" | "deadline_passed" | "start_deadline_passed" }
+      { type: "cancel_requested" | "deadline_passed" | "start_deadline_passed" | "run_time_passed" }
     >,
   ): Command[] {
+    if (event.type === "run_time_passed")
+      return [
+        ...this.aborted(task, "run_time"),
+        this.finish(task, "failed", "DECODE_TIMEOUT", event.message),
+      ];
     if (event.type === "cancel_requested")
       return [...this.aborted(task, event.reason), this.finish(task, "canceled", "CANCELED", event.reason)];
-    const tooLate = event.type === "deadline_passed" || task.cuts === 0;
-    if (task.state === "waiting") return tooLate ? [this.finish(task, "failed", "DEADLINE_UNMET", null)] : [];
-    if (event.type === "start_deadline_passed") return [];
-    if (event.cut)
-      return [...this.aborted(task, "deadline"), this.finish(task, "failed", "DEADLINE_UNMET", null)];
+    const unmet = () => [
+      ...this.aborted(task, "deadline"),
+      this.finish(task, "failed", "DEADLINE_UNMET", null),
+    ];
+    const waits = task.state === "waiting";
+    if (event.type === "start_deadline_passed")
+      return waits && task.cuts === 0 && !task.hasSent ? unmet() : [];
+    if (event.cut || (waits && !task.hasSent)) return unmet();
     task.overdue = true;
     return [];
   }
@@ -277,21 +332,32 @@ export class Model {
     } else {
       const replica = this.replica(poolId, lease.replicaId);
       const slot = replica?.slots.find((s) => s.leaseId === lease.leaseId);
+      const holds = this.live(event.taskId)?.lease?.leaseId === lease.leaseId;
       if (slot !== undefined) slot.expectedEndMs = 0;
+      if (slot !== undefined && holds) slot.lost = outcome.kind === "lost";
     }
     const task = this.live(event.taskId);
     if (task === null || task.lease?.leaseId !== lease.leaseId) return commands;
     if (outcome.kind === "finished") return [...commands, this.finish(task, "done", null, "")];
     if (outcome.kind === "failed")
       return [...commands, this.finish(task, "failed", outcome.code, outcome.message)];
+    const cut = outcome.kind === "cut" ? outcome.reason : null;
+    const { tokensProduced } = outcome;
     task.cuts++;
-    if (outcome.tokensProduced === 0) task.fruitless++;
+    task.hasSent ||= tokensProduced > 0;
+    if (tokensProduced > 0) task.fruitless = 0;
+    if (outcome.kind === "lost" && outcome.began) {
+      if (tokensProduced === 0) task.fruitless++;
+      task.crashes = tokensProduced < tokensClearing ? task.crashes + 1 : 0;
+    }
+    task.exclusive = task.strict || task.crashes >= crashesShared;
     const { unavailable } = this.pool(poolId);
-    if (outcome.tokensProduced > 0 || task.fruitless === attemptsMax)
-      return [...commands, this.finish(task, "failed", outcome.code, outcome.message)];
+    if (outcome.kind === "lost" && task.fruitless === attemptsMax)
+      return [...commands, this.finish(task, "failed", outcome.code, null)];
     if (unavailable !== null)
       return [...commands, this.finish(task, "failed", "POOL_UNAVAILABLE", unavailable)];
-    if (task.overdue) return [...commands, this.finish(task, "failed", "DEADLINE_UNMET", null)];
+    if (task.overdue && !task.hasSent && cut === null)
+      return [...commands, this.finish(task, "failed", "DEADLINE_UNMET", null)];
     // It waits anew: the bound on the wait of an aged task starts over with it.
     Object.assign(task, {
       state: "waiting",
@@ -304,7 +370,22 @@ export class Model {
     for (const other of this.waiting(poolId, "batch"))
       if (other.aheadWhenAged !== null && other.ordinal > task.ordinal && task.priority === "batch")
         other.aheadWhenAged++;
-    return [...commands, { type: "requeue_task", taskId: task.taskId, message: outcome.message }];
+    const message = outcome.kind === "lost" ? outcome.message : anyMessage;
+    return [...commands, { type: "requeue_task", taskId: task.taskId, message, cut }];
+  }
+
+  private cutHeld(pool: ModelPool, reason: HoldReason): Command[] {
+    if (!pool.holds.has(reason)) return [];
+    const commands: Command[] = [];
+    for (const slot of pool.replicas.flatMap((r) => r.slots)) {
+      const { leaseId } = slot;
+      const task = this.tasks.find((t) => t.state === "running" && t.lease?.leaseId === leaseId);
+      if (leaseId === null || task === undefined || pool.cutLeases.has(leaseId)) continue;
+      pool.cutLeases.add(leaseId);
+      slot.expectedEndMs = 0;
+      commands.push({ type: "cut_attempt", taskId: task.taskId, leaseId, reason });
+    }
+    return commands;
   }
 
   private mayTakeAlone(pool: ModelPool): boolean {
@@ -316,6 +397,7 @@ export class Model {
     const pool = this.pool(poolId);
     const commands: Command[] = [];
     const passed: string[] = [];
+    if (pool.holds.size > 0) return commands;
     for (;;) {
       for (const task of [...pool.apart]) commands.push(...this.startAlone(pool, task, nowMs));
       if (!pool.replicas.some(hasRoom)) return commands;
@@ -402,7 +484,12 @@ export class Model {
     const [slot] = free.sort((x, y) => own(x) - own(y) || x.freedAt - y.freedAt);
     if (slot === undefined) throw new Error("a slot is free");
     const lease: Lease = { leaseId: ++this.leases, replicaId, incarnation, slot: slots.indexOf(slot) };
-    Object.assign(slot, { leaseId: this.leases, sessionId, expectedEndMs: nowMs + task.expectedMs });
+    Object.assign(slot, {
+      leaseId: this.leases,
+      sessionId,
+      expectedEndMs: nowMs + task.expectedMs,
+      lost: false,
+    });
     Object.assign(task, { lease, state: "running" });
     task.attempts++;
     const rule = task.rule ?? "batch";

@@ -15,22 +15,17 @@ import {
 import type {
   AttemptOutcome,
   Command,
+  HoldReason,
   Lease,
   NewTask,
   RecoveredTask,
   SchedulerEvent,
 } from "../../src/domain/scheduler-protocol.ts";
 import type { Priority } from "../../src/domain/task.ts";
+import { lost } from "./scheduler-bench.ts";
 import { anyMessage, attemptsMax, batchMaxWaitMs, Model } from "./scheduler-model.ts";
 
 const options = { attemptsMax, batchMaxWaitMs };
-const lost = (tokensProduced: number): AttemptOutcome => ({
-  kind: "lost",
-  code: "WORKER_RESET",
-  message: "gone",
-  tokensProduced,
-  began: true,
-});
 
 /** The scheduler or a broken one. */
 interface Subject {
@@ -53,6 +48,7 @@ const pools = [
   { id: "s", capacity: 5, fullPolicy: "shed-low-priority" },
 ] as const;
 const exclusiveMax = 2;
+const reasonOf = (b: number): HoldReason => (b % 3 === 0 ? "reload" : "drain");
 
 /** An attempt as its runner sees it: it ends once; where its slot was not free then, that is told once later. */
 interface Running {
@@ -87,6 +83,7 @@ class Comparison {
         ordinal: 1 + ((at * 7) % 11),
         admittedMs: 20 * ((at * 7) % 11) - 250,
         resumed: b % 2 === 0,
+        hasSent: b % 4 === 0,
       }),
     );
     this.found = tasks;
@@ -117,7 +114,10 @@ class Comparison {
       this.tell({ type: "replica_measured", poolId, replicaId, incarnation, vramFreeBytes, decodeTps });
     } else if (op === 31 && this.model.pool(poolId).replicas.length === 0)
       this.tell({ type: "pool_unavailable", poolId, message: "no model" });
-    else if (op === 32 && b === 0) this.tell({ type: "shutdown_deadline_passed" });
+    else if (op === 33) this.tell({ type: "pool_held", poolId, by: reasonOf(b) });
+    else if (op === 34 || op === 35) this.tell({ type: "pool_released", poolId, by: reasonOf(b) });
+    else if (op === 36) this.tell({ type: "hold_deadline_passed", poolId, by: reasonOf(b) });
+    else if (op === 32) this.tell({ type: "run_time_passed", taskId: this.anyTask(a), message: "too long" });
   }
 
   private taskOf(taskId: string, a: number, b: number, c: number): NewTask {
@@ -139,7 +139,8 @@ class Comparison {
       this.endAttempt(0, 0);
       this.freeSlot(0);
     }
-    this.tell({ type: "shutdown_deadline_passed" });
+    for (const { taskId } of this.model.tasks)
+      this.tell({ type: "cancel_requested", taskId, reason: "client" });
     while (this.running.length + this.releasing.length > 0) {
       this.endAttempt(0, 1);
       this.freeSlot(0);
@@ -179,11 +180,15 @@ class Comparison {
     const outcomes: AttemptOutcome[] = [
       { kind: "finished" },
       lost(0),
+      lost(0, false),
       lost(2),
+      lost(4),
       { kind: "failed", code: "INVALID_PARAMS", message: "no" },
+      { kind: "cut", reason: "drain", tokensProduced: 0 },
+      { kind: "cut", reason: "drain", tokensProduced: 3 },
     ];
     const outcome = outcomes[b % outcomes.length] ?? lost(0);
-    const slotFree = outcome.kind !== "lost" || b % 3 === 0;
+    const slotFree = (outcome.kind !== "lost" && outcome.kind !== "cut") || b % 3 === 0;
     if (!slotFree && alive) this.releasing.push(attempt);
     this.tell({ type: "attempt_ended", ...attempt, outcome, slotFree });
   }
@@ -257,13 +262,15 @@ class Comparison {
 function comparable(actual: Command, expected: Command | undefined): Command {
   if (actual.type === "finish_task" && expected?.type === "finish_task" && expected.message === anyMessage)
     return { ...actual, message: anyMessage };
+  if (actual.type === "requeue_task" && expected?.type === "requeue_task" && expected.message === anyMessage)
+    return { ...actual, message: anyMessage };
   if (actual.type === "start_attempt")
     return { ...actual, why: { ...actual.why, replica: "id", slot: "idle" } };
   return actual;
 }
 
 const op: fc.Arbitrary<Op> = fc.record({
-  op: fc.nat(32),
+  op: fc.nat(36),
   a: fc.nat(30),
   b: fc.nat(30),
   c: fc.nat(30),
@@ -310,6 +317,16 @@ describe("the comparison notices a scheduler that", () => {
     "drops a task that was cut": [
       "fifo",
       deciding((...args) => decide(...args).filter((c) => c.type !== "requeue_task")),
+    ],
+    "starts tasks in a pool that is held": [
+      "fifo",
+      breaking((state) => {
+        for (const pool of state.pools.values()) pool.holds.clear();
+      }),
+    ],
+    "cuts nothing at the deadline of a hold": [
+      "fifo",
+      deciding((...args) => decide(...args).filter((c) => c.type !== "cut_attempt")),
     ],
     "starts on a slot that is busy": [
       "fifo",
@@ -377,6 +394,12 @@ describe("the comparison notices a scheduler that", () => {
       breaking((state) => {
         for (const pool of state.pools.values())
           for (const replica of pool.replicas.values()) replica.reservedFor = null;
+      }),
+    ],
+    "tries nobody alone": [
+      "fifo",
+      breaking((state) => {
+        for (const task of state.tasks.values()) task.crashesInRow = 0;
       }),
     ],
     "holds a task for its session again and again": [

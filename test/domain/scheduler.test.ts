@@ -1,113 +1,10 @@
 /** The rules of the scheduler, one by one. Random sequences of events are in scheduler-random.test.ts. */
 import { describe, expect, test } from "bun:test";
-import { limits } from "../../src/domain/limits.ts";
 import type { FullPolicy } from "../../src/domain/pool.ts";
-import {
-  admit,
-  assess,
-  createScheduler,
-  decide,
-  type SchedulerState,
-  slotsBusy,
-} from "../../src/domain/scheduler.ts";
-import type {
-  AttemptOutcome,
-  Command,
-  Lease,
-  NewTask,
-  RecoveredTask,
-  SchedulerEvent,
-  StartReason,
-} from "../../src/domain/scheduler-protocol.ts";
-import type { SchedulerOptions } from "../../src/domain/scheduler-state.ts";
+import { assess, decide, slotsBusy } from "../../src/domain/scheduler.ts";
+import type { RecoveredTask, SchedulerEvent } from "../../src/domain/scheduler-protocol.ts";
+import { Bench, lost, ordinary } from "./scheduler-bench.ts";
 import { attemptsMax, batchMaxWaitMs } from "./scheduler-model.ts";
-
-const options: SchedulerOptions = { attemptsMax, batchMaxWaitMs, fair: "fifo" };
-const lost = (tokensProduced = 0, began = true): AttemptOutcome => ({
-  kind: "lost",
-  code: "WORKER_RESET",
-  message: "gone",
-  tokensProduced,
-  began,
-});
-
-const ordinary: Omit<NewTask, "taskId"> = {
-  poolId: "p",
-  keyId: "k",
-  sessionId: null,
-  priority: "interactive",
-  expectedMs: 1,
-  exclusive: false,
-  prefix: [],
-};
-
-/** One pool, driven by hand. */
-class Bench {
-  readonly state: SchedulerState;
-  nowMs = 0;
-  leases = new Map<string, Lease>();
-  reasons = new Map<string, StartReason>();
-  wakes: number[] = [];
-
-  constructor(fullPolicy: FullPolicy = "reject", more: Partial<SchedulerOptions> = {}, capacity = 4) {
-    this.state = createScheduler({ ...options, ...more }, [{ id: "p", capacity, fullPolicy }]);
-  }
-
-  admit(taskId: string, more: Partial<NewTask> = {}) {
-    const admission = admit(this.state, { ...ordinary, taskId, ...more }, this.nowMs);
-    const commands = admission.kind === "accepted" ? this.note(admission.commands) : [];
-    return { ...admission, said: commands };
-  }
-  batch(taskId: string, more: Partial<NewTask> = {}) {
-    return this.admit(taskId, { priority: "batch", ...more });
-  }
-  ready(slots: number, replicaId = "p-0", incarnation = 1): string[] {
-    return this.tell({ type: "replica_ready", poolId: "p", replicaId, incarnation, slots });
-  }
-  lose(replicaId = "p-0", incarnation = 1): string[] {
-    return this.tell({ type: "replica_lost", poolId: "p", replicaId, incarnation });
-  }
-  ended(taskId: string, outcome: AttemptOutcome = { kind: "finished" }, slotFree = true): string[] {
-    return this.tell({
-      type: "attempt_ended",
-      taskId,
-      poolId: "p",
-      lease: this.lease(taskId),
-      outcome,
-      slotFree,
-    });
-  }
-  cancel(taskId: string): string[] {
-    return this.tell({ type: "cancel_requested", taskId, reason: "client" });
-  }
-  freed(lease: Lease): string[] {
-    return this.tell({ type: "slot_freed", poolId: "p", ...lease });
-  }
-  tell(event: SchedulerEvent): string[] {
-    return this.note(decide(this.state, event, this.nowMs));
-  }
-  lease(taskId: string): Lease {
-    const lease = this.leases.get(taskId);
-    if (lease === undefined) throw new Error(`${taskId} never started`);
-    return lease;
-  }
-  /** Commands in short: `start a`, `finish a done`, … */
-  private note(commands: readonly Command[]): string[] {
-    return commands.flatMap((c) => {
-      if (c.type === "note_slots_busy") return [];
-      if (c.type === "wake_at") this.wakes.push(c.atMs);
-      if (c.type === "start_attempt") {
-        this.leases.set(c.taskId, c.lease);
-        this.reasons.set(c.taskId, c.why);
-      }
-      if (c.type === "start_attempt") return [`start ${c.taskId}`];
-      if (c.type === "finish_task")
-        return [`finish ${c.taskId} ${c.state}${c.code === null ? "" : ` ${c.code}`}`];
-      if (c.type === "requeue_task") return [`requeue ${c.taskId}`];
-      return [c.type];
-    });
-  }
-}
 
 describe("the scheduler", () => {
   test("starts interactive before batch, each class in its order", () => {
@@ -157,12 +54,11 @@ describe("the scheduler", () => {
   });
 
   test("takes a task for a free slot also where no task may wait", () => {
-    const state = createScheduler(options, [{ id: "p", capacity: 0, fullPolicy: "reject" }]);
-    const task: Omit<NewTask, "taskId"> = { ...ordinary, priority: "batch" };
-    expect(admit(state, { ...task, taskId: "a" }, 0).kind).toBe("refused");
-    decide(state, { type: "replica_ready", poolId: "p", replicaId: "r", incarnation: 1, slots: 1 }, 0);
-    expect(admit(state, { ...task, taskId: "a" }, 0).kind).toBe("accepted");
-    expect(admit(state, { ...task, taskId: "b" }, 0).kind).toBe("refused");
+    const bench = new Bench("reject", {}, 0);
+    expect(bench.batch("a").kind).toBe("refused");
+    bench.ready(1);
+    expect(bench.batch("a").kind).toBe("accepted");
+    expect(bench.batch("b").kind).toBe("refused");
   });
 
   test("puts cut tasks back to their places and does not count them against the capacity", () => {
@@ -175,7 +71,7 @@ describe("the scheduler", () => {
     expect(bench.ready(7, "p-0", 2)).toEqual([..."abcdefg"].map((id) => `start ${id}`));
   });
 
-  test("gives up after attemptsMax fruitless attempts, at once after tokens", () => {
+  test("gives up after attemptsMax attempts in a row without a token", () => {
     const bench = new Bench();
     bench.admit("a");
     for (let n = 1; n <= attemptsMax; n++) {
@@ -185,9 +81,32 @@ describe("the scheduler", () => {
         n < attemptsMax ? ["requeue a"] : ["finish a failed WORKER_RESET"],
       );
     }
-    bench.ready(1, "p-0", 9);
     bench.admit("b");
-    expect(bench.ended("b", lost(1))).toEqual(["finish b failed WORKER_RESET"]);
+    for (let n = 4; n <= 9; n++) {
+      bench.ready(1, "p-0", n);
+      bench.lose("p-0", n);
+      expect(bench.ended("b", lost(n % 2), false)).toEqual(["requeue b"]);
+    }
+  });
+
+  test("tells the log why an attempt was lost, and who has to send its task again to do so", () => {
+    const bench = new Bench();
+    bench.admit("a");
+    const told: string[] = [];
+    for (let n = 1; n <= attemptsMax; n++) {
+      bench.ready(1, "p-0", n);
+      bench.lose("p-0", n);
+      const ended = { taskId: "a", poolId: "p", lease: bench.lease("a"), slotFree: false };
+      const outcome = { kind: "lost", code: "DECODE_TIMEOUT", message: "silent" } as const;
+      const event = { ...ended, outcome: { ...outcome, tokensProduced: 0, began: true } };
+      for (const c of decide(bench.state, { type: "attempt_ended", ...event }, 0))
+        if ("message" in c) told.push(`${c.type}: ${c.message}`);
+    }
+    expect(told).toEqual([
+      "requeue_task: silent",
+      "requeue_task: silent",
+      "finish_task: silent: submit the task again, or with a shorter prompt",
+    ]);
   });
 
   test("does not hold it against a task that its engine was gone before it began", () => {
@@ -200,7 +119,7 @@ describe("the scheduler", () => {
     }
   });
 
-  test("frees the slot of a canceled task when the engine has freed it, not before", () => {
+  test("frees the slot of a canceled task when the engine has freed it, not before (ORCHD-ARCH-14)", () => {
     const bench = new Bench();
     bench.ready(1);
     bench.admit("a");
@@ -218,21 +137,6 @@ describe("the scheduler", () => {
     bench.admit("b");
     bench.cancel("a");
     expect(bench.ended("a", { kind: "finished" }, true)).toEqual(["start b"]);
-  });
-
-  test("ends waiting and running tasks at the shutdown deadline, each once", () => {
-    const bench = new Bench();
-    bench.ready(1);
-    bench.admit("a");
-    bench.admit("b");
-    const failed = (id: string) => `finish ${id} failed WORKER_RESET`;
-    expect(bench.tell({ type: "shutdown_deadline_passed" })).toEqual([
-      "abort_attempt",
-      failed("a"),
-      failed("b"),
-    ]);
-    expect(bench.ended("a", { kind: "finished" }, true)).toEqual([]);
-    expect(bench.state.tasks.size).toBe(0);
   });
 
   test("fails what waits when the pool is given up, and takes tasks when it is back", () => {
@@ -261,7 +165,7 @@ describe("the scheduler", () => {
     expect(bench.ended("a", lost())).toEqual(["finish a failed DEADLINE_UNMET"]);
   });
 
-  test("ignores what is about an earlier incarnation", () => {
+  test("ignores what is about an earlier incarnation (ORCHD-ARCH-12)", () => {
     const bench = new Bench();
     bench.ready(1);
     bench.admit("a");
@@ -319,158 +223,6 @@ describe("a full queue", () => {
   });
 });
 
-describe("an exclusive task", () => {
-  const strict = { exclusive: true };
-
-  test("runs alone: its replica is reserved, drained, held and given back", () => {
-    const bench = new Bench();
-    bench.ready(2);
-    bench.admit("a");
-    expect(bench.admit("x", strict).said).toEqual([]);
-    expect(bench.admit("b").said).toEqual([]);
-    expect(bench.ended("a")).toEqual(["finish a done", "start x"]);
-    expect(bench.admit("c").said).toEqual([]);
-    expect(bench.ended("x")).toEqual(["finish x done", "start b", "start c"]);
-  });
-
-  test("lets others go on elsewhere, and no more than exclusiveMax replicas are withheld", () => {
-    const bench = new Bench("reject", { exclusiveMax: 1 });
-    bench.ready(1, "p-0");
-    bench.ready(2, "p-1", 2);
-    bench.admit("a");
-    bench.admit("b");
-    // One slot is left: p-1's. The least busy is reserved; a runs on p-0 and b on p-1.
-    bench.admit("x", strict);
-    const reserved = () =>
-      [...(bench.state.pools.get("p")?.replicas.values() ?? [])].filter((r) => r.reservedFor !== null);
-    expect(reserved()).toHaveLength(1);
-    bench.admit("y", strict);
-    bench.admit("c");
-    expect(reserved().map((r) => r.reservedFor)).toEqual(["x"]);
-    const [withheld] = reserved();
-    const there = [...bench.leases].find(([, lease]) => lease.replicaId === withheld?.replicaId)?.[0] ?? "";
-    expect(bench.ended(there)).toContain("start x");
-    expect(bench.ended("x")).toContain("start y");
-  });
-
-  test("gives its replica back when it is canceled, and takes another when that one is lost", () => {
-    const bench = new Bench();
-    bench.ready(2);
-    bench.admit("a");
-    bench.admit("x", strict);
-    bench.admit("b");
-    expect(bench.cancel("x")).toEqual(["finish x canceled CANCELED", "start b"]);
-    bench.admit("c");
-    bench.ended("a");
-    bench.admit("y", strict);
-    bench.lose();
-    expect(bench.ended("b", lost(), false)).toEqual(["requeue b"]);
-    expect(bench.ready(1, "p-9", 9)).toContain("start b");
-  });
-
-  test("is not kept waiting by what comes later, and keeps others waiting for one draining only", () => {
-    const bench = new Bench("reject", {}, 1000);
-    bench.ready(4);
-    for (const id of ["a", "b", "c"]) bench.admit(id);
-    bench.admit("x", strict);
-    for (let n = 0; n < 100; n++) bench.admit(`late${n}`);
-    expect([bench.ended("a"), bench.ended("b")]).toEqual([["finish a done"], ["finish b done"]]);
-    expect(bench.ended("c")).toEqual(["finish c done", "start x"]);
-    expect(bench.ended("x").slice(1)).toEqual([0, 1, 2, 3].map((n) => `start late${n}`));
-  });
-});
-
-test("exclusive tasks wait apart in bounded number, and ordinary ones pass the rest", () => {
-  const bench = new Bench("reject", { exclusiveMax: 1 }, 1000);
-  bench.ready(2, "p-0");
-  bench.ready(2, "p-1", 2);
-  for (let n = 0; n < 40; n++) bench.admit(`x${n}`, { exclusive: true });
-  expect([...(bench.state.pools.get("p")?.queue.called() ?? [])].map((e) => e.taskId)).toEqual(
-    Array.from({ length: limits.exclusiveCalledMax }, (_, n) => `x${n + 1}`),
-  );
-  expect(bench.admit("a").said).toEqual(["start a"]);
-  expect(bench.ended("x0")).toEqual(["finish x0 done", "start x1"]);
-});
-
-test("a full queue stays within its capacity where a cut task that was held may start first", () => {
-  const bench = new Bench("reject", {}, 1);
-  const turn = { sessionId: "s", expectedMs: limits.affinityWaitMs + 500 };
-  bench.ready(1, "p-0");
-  bench.admit("s1", turn);
-  bench.ready(1, "p-1", 2);
-  expect(bench.admit("s2", turn).said).toEqual(["start s2"]);
-  bench.nowMs = 1000;
-  bench.lose("p-1", 2);
-  bench.ended("s2", lost(), false);
-  expect(bench.ready(1, "p-1", 3)).toEqual(["wake_at"]);
-  expect(bench.admit("s3", turn).said).toEqual([]);
-  bench.nowMs = 1000 + limits.affinityWaitMs;
-  expect(bench.admit("new")).toMatchObject({ kind: "refused", code: "ADMISSION_REJECT" });
-});
-
-describe("a session", () => {
-  const turn = { sessionId: "s", expectedMs: 500 };
-  const withTurnRunning = () => {
-    const bench = new Bench();
-    bench.ready(1, "p-0");
-    bench.admit("s1", turn);
-    bench.ready(1, "p-1", 2);
-    return bench;
-  };
-
-  test("comes back to the slot that holds its KV", () => {
-    const bench = new Bench();
-    bench.ready(2, "p-0");
-    bench.ready(2, "p-1", 2);
-    bench.admit("s1", turn);
-    bench.ended("s1");
-    bench.admit("other");
-    bench.admit("another");
-    bench.admit("s2", turn);
-    expect(bench.lease("s2")).toMatchObject({ replicaId: "p-0", slot: bench.lease("s1").slot });
-    expect(bench.reasons.get("s2")).toEqual({
-      rule: "interactive",
-      replica: "session",
-      slot: "session",
-      held: false,
-    });
-  });
-
-  test("waits for its replica while that is soon free, and others behind it start", () => {
-    const bench = withTurnRunning();
-    expect(bench.admit("s2", turn).said).toEqual(["wake_at"]);
-    expect(bench.admit("other").said).toEqual(["start other"]);
-    expect(bench.ended("s1")).toEqual(["finish s1 done", "start s2"]);
-    expect(bench.lease("s2").replicaId).toBe("p-0");
-    expect(bench.reasons.get("s2")).toMatchObject({ replica: "only", slot: "session", held: true });
-  });
-
-  test("waits no longer than affinityWaitMs in all", () => {
-    const bench = withTurnRunning();
-    bench.admit("s2", turn);
-    expect(bench.wakes).toEqual([limits.affinityWaitMs]);
-    bench.nowMs = limits.affinityWaitMs - 1;
-    // A timer that is early is asked for bench.
-    expect(bench.tell({ type: "wake", poolId: "p" })).toEqual(["wake_at"]);
-    bench.nowMs = limits.affinityWaitMs;
-    expect(bench.tell({ type: "wake", poolId: "p" })).toEqual(["start s2"]);
-    expect(bench.lease("s2").replicaId).toBe("p-1");
-  });
-
-  test("does not wait where its replica is busy for longer, is lost, or the session is forgotten", () => {
-    const long = withTurnRunning();
-    long.admit("l1", { expectedMs: limits.affinityWaitMs + 1, sessionId: "l" });
-    long.ready(1, "p-2", 3);
-    expect(long.admit("l2", { sessionId: "l" }).said).toEqual(["start l2"]);
-    const gone = withTurnRunning();
-    gone.admit("s2", turn);
-    expect(gone.lose("p-0")).toEqual(["start s2"]);
-    const forgotten = withTurnRunning();
-    forgotten.admit("s2", turn);
-    expect(forgotten.tell({ type: "session_forgotten", sessionId: "s" })).toEqual(["start s2"]);
-  });
-});
-
 describe("at boot", () => {
   const found = (taskId: string, ordinal: number, more: Partial<RecoveredTask> = {}): RecoveredTask => ({
     ...ordinary,
@@ -517,16 +269,4 @@ describe("deadlines", () => {
     ]);
     expect(bench.ended("a", lost(3), true)).toEqual(["start b"]);
   });
-});
-
-test("every start says by which rules it was made", () => {
-  const bench = new Bench();
-  bench.batch("b");
-  bench.admit("i");
-  bench.ready(1);
-  bench.nowMs = batchMaxWaitMs;
-  bench.ended("i");
-  const why = { replica: "only", slot: "idle", held: false };
-  expect(bench.reasons.get("i")).toEqual({ rule: "interactive", ...why } as StartReason);
-  expect(bench.reasons.get("b")).toEqual({ rule: "aged", ...why } as StartReason);
 });

@@ -135,6 +135,7 @@ describe("rates", () => {
       retry_after_ms: 2500,
       policy_label: "rate",
     });
+    expect(required.limited).toEqual(["rate"]);
     expect(await statusOf(`${required.url}/v1/pools`, { "x-api-key": testKey })).toBe("200");
     expect(await statusOf(`${required.url}/healthz`, { "x-api-key": slowKey })).toBe("200");
     required.clock.now += 2500;

@@ -14,6 +14,7 @@ import {
   buildApp,
   CountingEntropy,
   RecordingLog,
+  slowKey,
   startTestApp,
   taskId,
   testKey,
@@ -40,6 +41,51 @@ const ask = (
   fetch(server.url + path, { ...init, headers: { "x-api-key": testKey, ...init.headers } });
 const envelope = async (response: Response): Promise<ErrorEnvelopeBody> =>
   (await response.json()) as ErrorEnvelopeBody;
+
+describe("the log", () => {
+  const cases: readonly (readonly [
+    number,
+    string,
+    string,
+    string | null,
+    Record<string, string>,
+    string | null,
+  ])[] = [
+    [400, "INVALID_PARAMS", "/v1/tasks", "somebody", json, '{"prompt":"x","of_mine":1}'],
+    [401, "UNAUTHORIZED", "/v1/pools", null, { "x-api-key": "" }, null],
+    [403, "FORBIDDEN", "/v1/pools", null, { "x-api-key": "of_mine" }, null],
+    [404, "NOT_FOUND", "/v1/of_mine", "somebody", {}, null],
+    [405, "METHOD_NOT_ALLOWED", "/v1/capabilities", "somebody", json, "{}"],
+    [429, "RATE_LIMITED", "/v1/pools", "slow", { "x-api-key": slowKey }, null],
+  ];
+  test.each(cases)(
+    "of a request refused with %i %s has one line, without the message (ORCHD-OBS-4)",
+    async (status, code, path, keyId, headers, body) => {
+      const { log, url, stop } = startTestApp();
+      try {
+        const once = () =>
+          fetch(url + path, {
+            ...(body === null ? {} : { method: "POST", body }),
+            headers: { "x-api-key": testKey, ...headers, "x-correlation-id": `asked-${code}` },
+          });
+        let answer = await once();
+        // The bucket of the slow key holds two.
+        while (answer.ok) answer = await once();
+        const { message } = await envelope(answer);
+        expect(answer.status).toBe(status);
+
+        const lines = log.lines.filter(({ event }) => event === "request_refused");
+        expect(lines).toMatchObject([
+          { level: "info", fields: { code, status, path, key_id: keyId, correlation_id: `asked-${code}` } },
+        ]);
+        expect(JSON.stringify(log.lines)).not.toContain(message);
+        expect(JSON.stringify(log.lines).replaceAll(path, "")).not.toContain("of_mine");
+      } finally {
+        await stop();
+      }
+    },
+  );
+});
 
 describe("correlation id", () => {
   const task = `/v1/tasks/${taskId}`;

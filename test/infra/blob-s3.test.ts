@@ -30,6 +30,37 @@ describe("an S3 service", () => {
     expect(digestOf(stored?.bytes ?? new Uint8Array())).toBe(received.digest);
   });
 
+  test("is tried without leaving anything, and cleared of what interrupted uploads left", async () => {
+    server.objects.clear();
+    const bytes = bytesOf("half an upload");
+    const at = (hoursAgo: number) => ({ bytes, modified: new Date(Date.now() - hoursAgo * 3_600_000) });
+    server.objects.set("a/incoming/of-yesterday", at(25));
+    server.objects.set("a/incoming/of-another-daemon", at(1));
+    server.objects.set("b/incoming/of-another-prefix", at(25));
+    server.objects.set(`a/attachments/alice/${digestOf(bytes)}`, at(99));
+    await new S3BlobStore({ ...account, endpoint: server.endpoint, prefix: "a/" }).check();
+    expect([...server.objects.keys()]).toEqual([
+      "a/incoming/of-another-daemon",
+      "b/incoming/of-another-prefix",
+      `a/attachments/alice/${digestOf(bytes)}`,
+    ]);
+  });
+
+  test("that gives back other bytes than it was sent is told, and nothing is named after them", async () => {
+    server.objects.clear();
+    const store = new S3BlobStore({ ...account, endpoint: server.endpoint, prefix: "" });
+    server.onStored = (name, stored) =>
+      name.startsWith("incoming/") ? { ...stored, bytes: stored.bytes.map((byte) => byte ^ 1) } : stored;
+    const bytes = bytesOf("not to be trusted");
+    const error: unknown = await store
+      .receive("attachments", "alice", inPieces(bytes), 100)
+      .catch((e: unknown) => e);
+    server.onStored = null;
+    expect(isBlobError(error) && error.kind).toBe("io");
+    expect([...server.objects.keys()]).toEqual([]);
+    expect((await store.receive("attachments", "alice", inPieces(bytes), 100)).fresh).toBe(true);
+  });
+
   test.each([
     ["a wrong secret", { secretAccessKey: "not-the-secret" }],
     ["nobody there", { endpoint: "http://127.0.0.1:9" }],

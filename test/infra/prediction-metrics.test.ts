@@ -41,6 +41,9 @@ async function shown(pools: () => readonly PoolGauges[], scrapes = 1) {
     viewers: () => 0,
     sessions: () => 0,
     storeBytes: () => 0,
+    artifactBytes: () => 8192,
+    journalBytes: () => 0,
+    transcriptsPending: () => 0,
     loopLagMs: () => null,
   });
   let text = "";

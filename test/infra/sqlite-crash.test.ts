@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SqliteTaskStore } from "../../src/infra/sqlite/sqlite-task-store.ts";
-import { storedTask, uuidOf } from "../support/stored-tasks.ts";
+import { newTranscript, storedTask, uuidOf } from "../support/stored-tasks.ts";
 
 interface Told {
   readonly admitted?: readonly number[];
@@ -49,7 +49,11 @@ async function expectKept(promised: { live: Set<number>; ended: Set<number> }): 
     const { live, ordinal } = store.recover();
     const ordinals = live.map((task) => task.ordinal);
     expect(ordinals).toEqual([...new Set(ordinals)].sort((a, b) => a - b));
-    for (const n of promised.ended) expect(store.find(uuidOf(n))?.ended?.state).toBe("done");
+    for (const n of promised.ended) {
+      expect(store.find(uuidOf(n))?.ended?.state).toBe("done");
+      const { artifactId, text } = newTranscript(n);
+      expect(store.findTranscript(artifactId, null)?.text).toBe(text);
+    }
     const endedBesides = [...promised.live].filter((n) => !ordinals.includes(n));
     const liveBesides = ordinals.filter((n) => !promised.live.has(n));
     // Ended by the batch that was under way, which then is there whole.

@@ -22,6 +22,7 @@ import { prepareStatements } from "../../src/infra/sqlite/statements.ts";
 import { isStoreError, type StoreOp } from "../../src/ports/task-store.ts";
 import {
   everyEnded,
+  newTranscript,
   refusalOf,
   storedAllowance,
   storedEnd,
@@ -106,7 +107,7 @@ describe("files", () => {
   });
 });
 
-describe("a file that cannot be trusted is refused and left as it is", () => {
+describe("a file that cannot be trusted is refused and left as it is (ORCHD-DUR-3)", () => {
   const damages: readonly { what: string; damage: () => void; kind?: string; says: string }[] = [
     { what: "empty", damage: () => truncateSync(path, 0), says: "damaged" },
     { what: "cut in the header", damage: () => truncateSync(path, 60), says: "damaged" },
@@ -180,6 +181,23 @@ describe("a file that cannot be trusted is refused and left as it is", () => {
         .recover()
         .live.map(({ ordinal }) => ordinal),
     ).toEqual([1, 2]);
+  });
+
+  test("a transcript that was changed on the disk is told as damaged, and hinders nobody else's", async () => {
+    const first = open();
+    first.write([admit(1), admit(2)]);
+    for (const n of [1, 2]) {
+      const transcript = newTranscript(n);
+      const ended = storedEnd({ artifactId: transcript.artifactId });
+      first.write([{ kind: "task_ended", taskId: uuidOf(n), end: ended, transcript }]);
+    }
+    await first.close();
+    const db = new Database(path);
+    db.run("UPDATE transcripts SET text = replace(text, 'naïve', 'clever') WHERE ordinal = 1");
+    db.close();
+    const store = open();
+    expect(store.transcripts(10).map(({ text }) => text)).toEqual([null, newTranscript(2).text]);
+    expect(store.findTranscript(newTranscript(1).artifactId, null)?.text).toBeNull();
   });
 
   test("whichever bit is flipped: it is noticed, or nothing that was stored is different", async () => {
@@ -262,7 +280,7 @@ describe("migrations", () => {
 describe("room", () => {
   const big = { input: { kind: "prompt", prompt: "x".repeat(20_000) } } as const;
 
-  test("a full disk refuses the whole batch; once there is room it goes on", async () => {
+  test("a full disk refuses the whole batch; once there is room it goes on (ORCHD-DUR-3)", async () => {
     const store = open({ pagesMax: 60 });
     let stored = 0;
     const refusal = refusalOf(() => {

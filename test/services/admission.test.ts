@@ -179,6 +179,26 @@ describe("placement", () => {
     });
   });
 
+  test("that leaves no pool is counted and logged with what ruled out each; a dry run and a wrong request are not", async () => {
+    await three();
+    await refused(place({ avoidPools: ["d"] }), invalid("placement.avoid_pools"));
+    await rig.admission.assess(submission(place({ avoidPools: ["a", "b", "c"] }))).catch(() => undefined);
+    expect(rig.metrics.of("placement")).toEqual([]);
+    expect(rig.log.of("placement_refused")).toEqual([]);
+
+    await refused(place({ avoidPools: ["a", "b", "c"] }), { code: "REPLICA_EXHAUSTED" });
+    await refused(pin("c", { requireDevices: [1] }), { code: "REPLICA_EXHAUSTED" });
+    expect(rig.metrics.of("placement")).toEqual([
+      ["refused", false, false, 0],
+      ["refused", true, false, 0],
+    ]);
+    expect(rig.log.of("placement_refused").map(({ placement }) => placement)).toEqual([
+      "a avoided, b avoided, c avoided",
+      "a not_pinned, b not_pinned, c other_devices",
+    ]);
+    expect(rig.log.of("placement_refused")[0]).toMatchObject({ key_id: "alice" });
+  });
+
   test("looks for a pool that is wide enough", async () => {
     await started({
       pools: [mockPool({ id: "narrow", ctx: 64 }), mockPool({ id: "wide", modelRef: "mock:w", ctx: 256 })],

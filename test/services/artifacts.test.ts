@@ -47,16 +47,16 @@ let folder: string;
 let files: PowerCutFiles;
 let clock: Clock;
 let artifacts: Artifacts;
-const pinned = new Set<string>();
+let index: SqliteArtifactIndex;
 
 const open = async (rules: Partial<ArtifactRules> = {}): Promise<Artifacts> => {
+  index = new SqliteArtifactIndex({ path: join(folder, "index.sqlite"), place: "/artifacts" });
   const made = new Artifacts({
     store: await FolderBlobStore.open("/artifacts", files),
-    index: new SqliteArtifactIndex(join(folder, "index.sqlite")),
+    index,
     clock,
     log: new RecordingLog(),
     rules: { artifactBytesMax: 1e6, attachmentBytesMax: 1e6, bytesMax: 1e9, maxAgeMs: null, ...rules },
-    pinned: () => pinned,
   });
   await made.start();
   return made;
@@ -65,8 +65,10 @@ const reopen = async (rules: Partial<ArtifactRules> = {}): Promise<void> => {
   await artifacts.stop();
   artifacts = await open(rules);
 };
-const idsOf = (caller = alice, query = {}): string[] =>
-  artifacts.list(caller, { ...everything, ...query }).entries.map(({ id }) => id);
+const listed = async (caller = alice, query = {}) =>
+  (await artifacts.list(caller, { ...everything, ...query })).entries;
+const idsOf = async (caller = alice, query = {}): Promise<string[]> =>
+  (await listed(caller, query)).map(({ id }) => id);
 const put = async (content: string, more: Partial<ArtifactDocument> = {}, caller = alice): Promise<string> =>
   (await artifacts.put(caller, document(content, more))).entry.id;
 const pathOf = (id: string): string => `/artifacts/documents/alice/${id.slice(0, 2)}/${id.slice(2, 4)}/${id}`;
@@ -75,7 +77,6 @@ beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), "orchestratord-artifacts-"));
   files = new PowerCutFiles();
   clock = new Clock();
-  pinned.clear();
   artifacts = await open();
 });
 afterEach(async () => {
@@ -89,7 +90,7 @@ describe("documents", () => {
     clock.now += 5000;
     const second = await artifacts.put(alice, document("hello"));
     expect([first.fresh, second.fresh]).toEqual([true, false]);
-    expect(second.entry).toEqual(first.entry);
+    expect(second.entry).toEqual({ ...first.entry, storedMs: clock.now });
     const text = '{"content":"hello","kind":"other","metadata":{},"parent":null,"tags":[]}';
     expect(first.entry.id).toBe(digestOf(bytesOf(text)));
     expect(first.entry.sizeBytes).toBe(text.length);
@@ -99,12 +100,12 @@ describe("documents", () => {
   test("belong to their key; an admin sees all", async () => {
     const id = await put("mine");
     expect(await codeOf(() => artifacts.get(bob, id))).toBe("NOT_FOUND");
-    expect(idsOf(bob)).toEqual([]);
-    expect(idsOf(operator)).toEqual([id]);
+    expect(await idsOf(bob)).toEqual([]);
+    expect(await idsOf(operator)).toEqual([id]);
     expect((await artifacts.get(operator, id)).document.content).toBe("mine");
     // Bob learns nothing of it by storing the same.
     expect((await artifacts.put(bob, document("mine"))).fresh).toBe(true);
-    expect(idsOf(operator)).toEqual([id, id]);
+    expect(await idsOf(operator)).toEqual([id, id]);
   });
 
   test("refer only to what is there for their key", async () => {
@@ -116,7 +117,7 @@ describe("documents", () => {
     expect(await codeOf(() => put("child", { attachments: [digest] }, bob))).toBe("INVALID_PARAMS");
   });
 
-  test("have their bounds", async () => {
+  test("have their bounds (ORCHD-ART-2)", async () => {
     expect(await codeOf(() => put("x".repeat(1e6)))).toBe("PAYLOAD_TOO_LARGE");
     expect(await codeOf(() => put("x".repeat(300_000), { kind: "summary" }))).toBe("PAYLOAD_TOO_LARGE");
     expect(await codeOf(() => artifacts.attach(alice, inPieces(new Uint8Array(1e6 + 1), 1e5)))).toBe(
@@ -148,59 +149,86 @@ describe("lists", () => {
       } as const;
       ids.unshift(await put(`Text number ${at}`, more));
     }
-    expect(idsOf()).toEqual(ids);
-    expect(idsOf(alice, { kind: "plan" })).toEqual(ids.filter((_, at) => at % 2 === 1));
-    expect(idsOf(alice, { tag: "t0" })).toHaveLength(4);
-    expect(idsOf(alice, { tag: "t0", kind: "plan" })).toHaveLength(2);
-    expect(idsOf(operator, { tag: "t0" })).toHaveLength(4);
-    expect(idsOf(alice, { search: "NUMBER 11" })).toEqual(ids.slice(0, 1));
+    expect(await idsOf()).toEqual(ids);
+    expect(await idsOf(alice, { kind: "plan" })).toEqual(ids.filter((_, at) => at % 2 === 1));
+    expect(await idsOf(alice, { tag: "t0" })).toHaveLength(4);
+    expect(await idsOf(alice, { tag: "t0", kind: "plan" })).toHaveLength(2);
+    expect(await idsOf(operator, { tag: "t0" })).toHaveLength(4);
+    expect(await idsOf(alice, { search: "NUMBER 11" })).toEqual(ids.slice(0, 1));
     // Nr 1, 10 and 11; and 4 and 7, whose tag is t1.
-    expect(idsOf(alice, { search: "nr 1" })).toHaveLength(5);
-    expect(idsOf(alice, { search: "nowhere" })).toEqual([]);
+    expect(await idsOf(alice, { search: "nr 1" })).toHaveLength(5);
+    expect(await idsOf(alice, { search: "nowhere" })).toEqual([]);
     for (const query of [{}, { tag: "t1" }, { search: "text" }]) {
       const paged: string[] = [];
       let before = null;
       do {
-        const page = artifacts.list(alice, { ...everything, ...query, before, limit: 3 });
+        const page = await artifacts.list(alice, { ...everything, ...query, before, limit: 3 });
         paged.push(...page.entries.map(({ id }) => id));
         before = page.next;
       } while (before !== null);
-      expect(paged).toEqual(idsOf(alice, query));
+      expect(paged).toEqual(await idsOf(alice, query));
     }
   });
 });
 
-describe("collection", () => {
+describe("a rare one among many", () => {
+  test("is found however many lie in front of it, by words and by tag with kind", async () => {
+    const rare = await put("a needle", { kind: "plan", tags: ["t"] });
+    for (let at = 0; at < 3 * limits.artifactSearchSliceRows; at += 1) {
+      clock.now += 1;
+      await put(`hay ${at}`, { tags: ["t"] });
+    }
+    expect(await idsOf(alice, { search: "needle", limit: 5 })).toEqual([rare]);
+    expect(await idsOf(alice, { tag: "t", kind: "plan" })).toEqual([rare]);
+    expect(await idsOf(operator, { tag: "t", kind: "plan", search: "needle" })).toEqual([rare]);
+    expect(await idsOf(alice, { tag: "t", kind: "diff" })).toEqual([]);
+    const page = await artifacts.list(alice, { ...everything, search: "hay", limit: 150 });
+    expect(page.entries).toHaveLength(150);
+    const rest = await artifacts.list(alice, { ...everything, search: "hay", limit: 500, before: page.next });
+    expect(rest.entries).toHaveLength(3 * limits.artifactSearchSliceRows - 150);
+    expect(rest.next).toBeNull();
+  });
+
+  test("beyond what one page looks through is found with the cursor", async () => {
+    const rare = await put("a needle");
+    const { entry } = await artifacts.put(alice, document("hay"));
+    for (let at = 1; at < limits.artifactSearchRowsMax; at += 1)
+      index.add({ ...entry, id: digestOf(bytesOf(`hay ${at}`)), createdMs: clock.now + at }, "hay");
+    const page = await artifacts.list(alice, { ...everything, search: "needle" });
+    expect([page.entries, page.next === null]).toEqual([[], false]);
+    const next = await artifacts.list(alice, { ...everything, search: "needle", before: page.next });
+    expect(next.entries.map(({ id }) => id)).toEqual([rare]);
+  });
+});
+
+describe("collection (ORCHD-ART-4)", () => {
   const day = 24 * 3600 * 1000;
 
-  test("takes the old, but not what something younger or a live task needs", async () => {
+  test("takes the old, but not what something younger needs", async () => {
     await reopen({ maxAgeMs: day });
     const { digest } = await artifacts.attach(alice, inPieces(bytesOf("data")));
     const grandparent = await put("grandparent", { attachments: [digest] });
     const parent = await put("parent", { parent: grandparent });
     const lonely = await put("lonely");
-    const needed = await put("needed");
-    pinned.add(needed);
     clock.now += day;
     const child = await put("child", { parent });
     expect((await artifacts.collect()).count).toBe(1);
     expect(await codeOf(() => artifacts.get(alice, lonely))).toBe("NOT_FOUND");
-    expect(idsOf().sort()).toEqual([child, parent, grandparent, needed].sort());
+    expect((await idsOf()).sort()).toEqual([child, parent, grandparent].sort());
     clock.now += day;
-    pinned.clear();
     // With the child goes its parent, with that the grandparent, with that the attachment.
-    expect((await artifacts.collect()).count).toBe(5);
+    expect((await artifacts.collect()).count).toBe(4);
     expect(artifacts.totals()).toEqual({ documents: 0, attachments: 0, bytes: 0 });
     expect(await codeOf(() => artifacts.openAttachment(alice, digest))).toBe("NOT_FOUND");
   });
 
-  test("makes room by taking the oldest, and refuses where nothing may go", async () => {
+  test("makes room by taking the oldest, and refuses where nothing may go (ORCHD-ART-2)", async () => {
     await reopen({ bytesMax: 1000 });
     const first = await put("a".repeat(300));
     clock.now += limits.artifactGraceMs;
     const second = await put("b".repeat(300));
     const third = await put("c".repeat(300));
-    expect(idsOf().sort()).toEqual([second, third].sort());
+    expect((await idsOf()).sort()).toEqual([second, third].sort());
     expect(await codeOf(() => artifacts.get(alice, first))).toBe("NOT_FOUND");
     expect(await codeOf(() => put("d".repeat(500)))).toBe("STORAGE_UNAVAILABLE");
   });
@@ -211,22 +239,23 @@ describe("collection", () => {
         fc.array(fc.record({ parent: fc.nat({ max: 9 }), ageDays: fc.nat({ max: 3 }) }), { maxLength: 12 }),
         async (steps) => {
           await reopen({ maxAgeMs: 2 * day });
-          const mine = idsOf().length;
+          const mine = (await idsOf()).length;
           const made: string[] = [];
           for (const [at, step] of steps.entries()) {
             clock.now += step.ageDays * day;
-            const there = made.filter((id) => idsOf().includes(id));
+            const known = await idsOf();
+            const there = made.filter((id) => known.includes(id));
             made.push(await put(`${clock.now} ${at}`, { parent: there[step.parent] ?? null }));
             if (step.parent % 3 === 0) await artifacts.collect();
           }
           await artifacts.collect();
-          expect(idsOf().length).toBeLessThanOrEqual(mine + steps.length);
-          for (const { parent, createdMs } of artifacts.list(alice, everything).entries) {
+          expect((await idsOf()).length).toBeLessThanOrEqual(mine + steps.length);
+          for (const { parent, createdMs } of await listed()) {
             if (parent !== null) expect((await artifacts.get(alice, parent)).entry.id).toBe(parent);
             expect(createdMs).toBeLessThanOrEqual(clock.now);
           }
           // Everything that is left is young, or somebody younger needs it.
-          const left = artifacts.list(alice, everything).entries;
+          const left = await listed();
           for (const { id, createdMs } of left)
             if (clock.now - createdMs >= 2 * day) expect(left.some(({ parent }) => parent === id)).toBe(true);
         },
@@ -241,17 +270,17 @@ describe("the index", () => {
     const id = await put("kept", { tags: ["t"] });
     const { digest } = await artifacts.attach(alice, inPieces(bytesOf("data")));
     await reopen();
-    expect(idsOf(alice, { tag: "t" })).toEqual([id]);
+    expect(await idsOf(alice, { tag: "t" })).toEqual([id]);
     await artifacts.stop();
     writeFileSync(join(folder, "index.sqlite"), "this is no database");
     artifacts = await open();
-    expect(idsOf(alice, { search: "kept" })).toEqual([id]);
+    expect(await idsOf(alice, { search: "kept" })).toEqual([id]);
     expect(artifacts.headAttachment(alice, digest).sizeBytes).toBe(4);
     await artifacts.stop();
     rmSync(join(folder, "index.sqlite"));
     files.live.delete(pathOf(id));
     artifacts = await open();
-    expect(idsOf()).toEqual([]);
+    expect(await idsOf()).toEqual([]);
     expect(artifacts.totals()).toEqual({ documents: 0, attachments: 1, bytes: 4 });
   });
 });

@@ -1,6 +1,6 @@
 /** Capabilities: built from what runs now, unknown until an engine has said it. */
 import { describe, expect, test } from "bun:test";
-import type { PoolSpec } from "../../src/domain/pool.ts";
+import type { EngineIdentity, PoolSpec } from "../../src/domain/pool.ts";
 import { Capabilities } from "../../src/services/capabilities.ts";
 import { identity, poolSpec, ShownReplicas, snapshot } from "../support/replicas.ts";
 
@@ -61,21 +61,50 @@ describe("an engine", () => {
     expect(engines.map((e) => e.workloads)).toEqual([["completion", "embedding"], ["completion"]]);
   });
 
-  test("claims what this version does and nothing more", () => {
-    const control = new ShownReplicas().show(
-      "a",
-      snapshot({ state: "ready", identity: identity({ engine: "llamacpp", hasChatTemplate: false }) }),
-    );
-    const [first, second] = viewOf([llama({ id: "a" }), poolSpec({ id: "m" })], control).engines;
-    expect(first?.features).toContain("json_schema");
-    expect(first?.features).not.toContain("chat_template");
-    expect(second?.features).not.toContain("json_schema");
-    for (const engine of [first, second]) {
-      for (const feature of ["sse", "cancel", "resume_in_memory", "idempotent_submit", "continuation"])
-        expect(engine?.features).toContain(feature);
-      for (const later of ["sessions", "budgets", "preemption", "reload", "resume_durable"])
-        expect(engine?.features).not.toContain(later);
-    }
+  test("claims what its pools do and nothing more", () => {
+    const of = (more: Partial<EngineIdentity>) => identity({ engine: "llamacpp", ...more });
+    const control = new ShownReplicas()
+      .show("a", snapshot({ state: "ready", identity: of({ hasChatTemplate: false }) }))
+      .show("b", snapshot({ state: "ready", identity: of({ workloads: ["embedding"] }) }));
+    const preempt = { maxWaitMs: 1, maxCuts: 1, minGainMs: 1 };
+    const specs = [llama({ id: "a" }), llama({ id: "b" }), poolSpec({ id: "m", preempt })];
+    const { engines, pools } = viewOf(specs, control);
+    const common = ["sse", "cancel", "resume", "idempotent_submit", "dry_run", "sessions", "budgets"];
+    const generation = ["continuation", "seed", "strict"];
+    expect(pools.map(({ features }) => features)).toEqual([
+      [...common, ...generation, "grammar", "json_schema"],
+      common,
+      [...common, ...generation, "preemption"],
+    ]);
+    expect(engines.map(({ features }) => features)).toEqual([
+      [...common, ...generation, "grammar", "json_schema"],
+      [...common, ...generation, "preemption"],
+    ]);
+  });
+
+  test("that runs in several versions names all of them, in their order", () => {
+    const says = (engineVersion: string) =>
+      snapshot({ state: "ready", identity: identity({ engine: "llamacpp", engineVersion }) });
+    const control = new ShownReplicas().show("a", says("b11669"), says("b9999"), says("b11669"));
+    const { engines, pools } = viewOf([llama({ id: "a", replicas: 3 }), llama({ id: "b" })], control);
+    expect(pools.map((pool) => [pool.engineVersion, pool.engineVersions])).toEqual([
+      ["b11669", ["b9999", "b11669"]],
+      [null, []],
+    ]);
+    expect(engines[0]).toMatchObject({ engineVersion: "b11669", engineVersions: ["b9999", "b11669"] });
+  });
+
+  test("takes as many tokens as each of its pools", () => {
+    const { pools } = viewOf([
+      llama({ id: "a" }),
+      poolSpec({ id: "m", ctx: 128, samplerProfileVersion: "v1" }),
+    ]);
+    expect(
+      pools.map(({ maxTokensOut, samplerProfileVersion }) => [maxTokensOut, samplerProfileVersion]),
+    ).toEqual([
+      [null, "v1"],
+      [127, "v1"],
+    ]);
   });
 });
 

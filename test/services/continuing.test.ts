@@ -23,7 +23,7 @@ const pools = (faults: readonly MockFault[], more: Partial<PoolSpec> = {}): Pool
 const greedy = { ...profile, temperature: 0 };
 
 async function run(faults: readonly MockFault[], more: Partial<TaskSpec>): Promise<TaskRecord> {
-  rig = await new Rig({ continues: true, pools: pools(faults) }).start();
+  rig = await new Rig({ pools: pools(faults) }).start();
   const submitted = rig.submit(rig.spec({ maxTokens: 24, ...more }));
   await rig.clock.advance(20_000);
   return (await submitted).record;
@@ -85,10 +85,24 @@ test("an engine that says something else after the cut: what was sent stays, and
 });
 
 test("a task that crashes every engine fails after its attempts, beside others that end well", async () => {
-  rig = await new Rig({ continues: true, pools: pools([fault("crash", null, 0)]) }).start();
+  rig = await new Rig({ pools: pools([fault("crash", null, 0)]) }).start();
   const submitted = rig.submit(rig.spec());
   await rig.clock.advance(60_000);
   const { record } = await submitted;
   expect(told(record).last).toMatchObject({ event: "error", data: { code: "WORKER_RESET" } });
   expect(record.attempts).toBe(3);
 });
+
+test.each([
+  ["a prefix", { sampling: greedy }],
+  ["a replay", { determinism: "strict" }],
+] as const)(
+  "speed is learnt from what the engine did itself, not from what it went on with: %s",
+  async (_, more) => {
+    const record = await run([fault("crash", 1, 190)], { maxTokens: 200, ...more });
+    expect(told(record).last).toMatchObject({ event: "end", data: { tokens_out: 200, continuations: 1 } });
+    const { decodeTps } = rig.dispatcher.forecast.speed(record.spec.poolId);
+    expect(decodeTps).toBeGreaterThan(90);
+    expect(decodeTps).toBeLessThan(110);
+  },
+);

@@ -137,12 +137,16 @@ describe("a budget is charged", () => {
 
   test("once for what was said before and after a cut", async () => {
     const faults = [{ kind: "crash" as const, nth: 1, afterTokens: 7, delayMs: 0 }];
-    const mock = { tokenMs: 10, prefillMsPerToken: 0, loadMs: 0, faults };
-    rig = await new Rig({ ...limited, ...pool({ mock }) }).start();
-    const record = await accept({ sessionId, maxTokens: 20 });
-    await rig.clock.advance(5_000);
+    const mock = { tokenMs: 10, prefillMsPerToken: 0, loadMs: 3000, faults };
+    rig = await new Rig({ ...limited, ...pool({ mock }) }).start(4_000);
+    const budget = { tokens: 1000, timeMs: 60_000, cost: null };
+    const record = await accept({ sessionId, maxTokens: 20, budget });
+    await rig.clock.advance(9_000);
     expect([record.state, record.attempts, record.tokensOut]).toEqual(["done", 2, 20]);
     expect(left()).toMatchObject({ tokens: 1000 - (record.tokensIn ?? 0) - 20 });
+    // Twenty tokens of 10 ms, but for the one that the crash had begun and the gap that it made.
+    const { timeMs } = left() ?? { timeMs: null };
+    expect(60_000 - (timeMs ?? 0)).toBeWithin(170, 211);
   });
 
   test("with nothing when the task could not be stored", async () => {

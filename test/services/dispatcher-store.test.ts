@@ -1,6 +1,6 @@
 /**
  * The dispatcher and its store: what is stored when, what a disk that refuses leaves behind, what the next process
- * finds (ORCHD-DUR-1 to 3, ORCHD-TASK-3).
+ * finds (ORCHD-DUR-1, ORCHD-DUR-2, ORCHD-DUR-3, ORCHD-TASK-3).
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import type { PoolSpec } from "../../src/domain/pool.ts";
@@ -120,7 +120,7 @@ describe("the answer", () => {
     expect(one?.record).toBe((await asked.answer).record);
   });
 
-  test("of all that came in one moment is one transaction and one sync", async () => {
+  test("of all that came in one moment is one transaction and one sync (ORCHD-ARCH-10)", async () => {
     rig = await new Rig(pool({ queueCapacity: 64 })).start();
     const { writes, syncs } = rig.store;
     const asked = Array.from({ length: 40 }, () => ask());
@@ -140,7 +140,7 @@ describe("the answer", () => {
   });
 });
 
-describe("a write that fails", () => {
+describe("a write that fails (ORCHD-DUR-3)", () => {
   test("refuses every submitter of the turn and leaves nothing of them", async () => {
     rig = await new Rig(pool({ slots: 2 })).start();
     const before = traces();
@@ -270,7 +270,7 @@ describe("a write that fails", () => {
   });
 });
 
-test("a sync that fails: submitters are refused, their tasks canceled, nothing is taken until a restart", async () => {
+test("a sync that fails: submitters are refused, their tasks canceled, nothing is taken until a restart (ORCHD-DUR-3)", async () => {
   rig = await new Rig().start();
   const old = await accept({ maxTokens: 10 });
   const release = rig.store.holdSyncs();
@@ -320,9 +320,8 @@ describe("the next process", () => {
       const running = await accept({ maxTokens: 100 });
       const batch = await accept({ priority: "batch" });
       const rest = [await accept(), await accept(), await accept()];
-      const live = await restart(after, pool({ queueCapacity: 2 }));
+      const live = await restart(after, pool({ queueCapacity: 8 }));
       expect(live.map(({ ordinal }) => ordinal)).toEqual([2, 3, 4, 5, 6]);
-      // More wait than may; new ones are still taken: what was cut does not count.
       const fresh = await accept({ taskId: uuidOf(99) });
       expect(fresh.ordinal).toBe(7);
       await rig.clock.advance(5000);
@@ -331,6 +330,22 @@ describe("the next process", () => {
       for (const id of inOrder) expect(rig.store.find(id)?.ended?.state).toBe("done");
       expect(rig.registry.find(done.spec.taskId)).toBeNull();
     });
+
+  test("counts what waited against the capacity, and not what was seen to run", async () => {
+    const small = pool({ queueCapacity: 2 });
+    rig = await new Rig(small).start();
+    await accept({ maxTokens: 100 });
+    await rig.clock.advance(50);
+    await accept();
+    await accept();
+    await restart("kill", { ...small, journal: rig.journal.reopen() });
+    const refused = ask({ taskId: uuidOf(98) });
+    await rig.clock.advance(0);
+    expect(refused.outcome).toBe("refused");
+    await expect(refused.answer).rejects.toMatchObject({ code: "ADMISSION_REJECT" });
+    await rig.clock.advance(3000);
+    expect((await accept({ taskId: uuidOf(99) })).ordinal).toBe(4);
+  });
 
   test("gives viewers time to come back, and lets alone what nobody ever watched", async () => {
     rig = await new Rig(pool({ slots: 4 })).start();
@@ -377,12 +392,17 @@ describe("the next process", () => {
       pools: [mockPool(), mockPool({ id: "old" })],
       sessions: { budget: { ...unbounded, tokens: 200 } },
     }).start();
-    const homeless = await accept({ poolId: "old", maxTokens: 50, sessionId: session });
+    const homeless = await accept({ poolId: "old", engine: "llamacpp", maxTokens: 50, sessionId: session });
     const other = await accept({ maxTokens: 50, sessionId: session });
     const live = await restart("kill", { sessions: { budget: { ...unbounded, tokens: 200 } } });
     expect(live.map(({ spec }) => spec.taskId)).toEqual([other.spec.taskId]);
     const record = rig.registry.get(homeless.spec.taskId);
-    expect(replay(record).map(({ data }) => data.code)).toEqual(["POOL_UNAVAILABLE"]);
+    // Whose it was is known from its admission.
+    expect(replay(record).map(({ data }) => [data.code, data.engine])).toEqual([
+      ["POOL_UNAVAILABLE", "llamacpp"],
+    ]);
+    expect(rig.metrics.of("taskFinished")).toMatchObject([[{ engine: "llamacpp", poolId: "old" }]]);
+    expect(rig.log.of("task_failed")).toMatchObject([{ engine: "llamacpp", pool_id: "old" }]);
     // Nothing is reserved for it any more, nor spent.
     expect(rig.sessions.find(session, rig.clock.nowMs())).toMatchObject({
       turns: 2,

@@ -1,5 +1,6 @@
 /** The dispatcher with the real mock engine on a virtual clock: from submit to the end, cancels, refusals, repeats. */
 import { afterEach, describe, expect, test } from "bun:test";
+import { isAssertion } from "../../src/domain/assert.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import { MockAdapter, type MockEngineClient } from "../../src/infra/engines/mock.ts";
@@ -272,3 +273,50 @@ class InterruptedAdapter extends MockAdapter {
     return client;
   }
 }
+
+test("an assertion that fails in a turn is the end of the daemon, not of that turn only (ORCHD-ARCH-8)", async () => {
+  rig = await new Rig().start();
+  const ready = rig.dispatcher.runtime("chat").ready.get("chat-0");
+  if (ready === undefined) throw new Error("the replica is ready");
+  const snapshot = rig.supervisor.snapshots("chat")[0];
+  if (snapshot === undefined) throw new Error("the replica has a snapshot");
+  // It was not lost in between: a programmer's mistake.
+  rig.dispatcher.replicaReady(snapshot, ready.client, { prefillTps: 100, decodeTps: 100 });
+  await tick();
+  const [fatal] = rig.fatal.splice(0);
+  expect(isAssertion(fatal) && fatal.message).toContain("was lost before it is ready again");
+});
+
+describe("two replicas", () => {
+  test("that are equally busy: the one whose warm-up was faster takes the task (ORCHD-PLACE-1)", async () => {
+    rig = new Rig({ pools: [mockPool({ replicas: 2, slots: 2 })] });
+    const ready = rig.dispatcher.replicaReady.bind(rig.dispatcher);
+    rig.dispatcher.replicaReady = (snapshot, client, speed) =>
+      ready(snapshot, client, { ...speed, decodeTps: snapshot.replicaId === "chat-1" ? 90 : 30 });
+    await rig.start();
+    const records = [await accept(), await accept(), await accept()];
+    expect(records.map(({ replicaId }) => replicaId)).toEqual(["chat-1", "chat-0", "chat-1"]);
+    expect(rig.log.of("task_started").map(({ why }) => String(why).split("; ")[1])).toEqual([
+      expect.stringContaining("replica by speed"),
+      expect.stringContaining("replica by fewest_busy"),
+      expect.stringContaining("replica by speed"),
+    ]);
+  });
+
+  test("that are equally busy: the one with more free memory on its cards does, as last told and as long as it runs (ORCHD-GPU-2)", async () => {
+    rig = await new Rig({ pools: [mockPool({ replicas: 2, slots: 2 })] }).start();
+    const [first, second] = rig.supervisor.snapshots("chat");
+    if (first === undefined || second === undefined) throw new Error("the pool has two replicas");
+    rig.dispatcher.vramMeasured(first, 4e9);
+    rig.dispatcher.vramMeasured(second, 9e9);
+    expect((await accept()).replicaId).toBe(second.replicaId);
+    expect(String(rig.log.of("task_started").at(-1)?.why)).toContain("replica by vram");
+    expect((await accept()).replicaId).toBe(first.replicaId);
+    rig.dispatcher.vramMeasured(first, 12e9);
+    // An engine that is gone has nothing to say for the one that came after it.
+    rig.dispatcher.vramMeasured({ ...second, incarnation: second.incarnation - 1 }, 99e9);
+    expect((await accept()).replicaId).toBe(first.replicaId);
+    rig.dispatcher.vramMeasured(first, null);
+    expect((await accept()).replicaId).toBe(second.replicaId);
+  });
+});

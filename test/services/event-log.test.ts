@@ -32,7 +32,7 @@ const canceled: Extract<StreamEvent, { type: "error" }> = {
 
 function newLog(): { log: TaskLog; account: LogAccount } {
   const account = { bytes: 0 };
-  return { log: new TaskLog(account), account };
+  return { log: new TaskLog(account, "a task"), account };
 }
 
 /** Everything that a cursor has now. */
@@ -123,7 +123,12 @@ describe("a cursor", () => {
     const { log } = newLog();
     const cursor = log.open(-1);
     let wakes = 0;
-    const woken = cursor.next().then(() => wakes++);
+    const woken = new Promise<void>((resolve) => {
+      cursor.next(() => {
+        wakes++;
+        resolve();
+      });
+    });
     expect(cursor.idle).toBe(true);
     log.appendToken("a");
     log.appendToken("b");
@@ -134,8 +139,9 @@ describe("a cursor", () => {
 
   test("has one reader", () => {
     const cursor = newLog().log.open(-1);
-    void cursor.next();
-    expect(() => void cursor.next()).toThrow("one reader");
+    const never = (): void => undefined;
+    cursor.next(never);
+    expect(() => cursor.next(never)).toThrow("one reader");
   });
 
   test("that lives jumps to the end of a canceled log, a later one replays it", () => {
@@ -150,14 +156,20 @@ describe("a cursor", () => {
     expect(idsOf(drain(log.open(-1)))).toEqual(upTo(101));
   });
 
-  test("that is ahead of a log begun again waits for its place, or for the end where that comes first", () => {
+  test("that is ahead of a restored log waits for its place, or for the end where that comes first", () => {
     const { log } = newLog();
-    log.beginAgain();
-    const [ahead, beyond] = [log.open(1), log.open(1e9)];
-    log.appendToken("a");
+    log.restore([
+      { kind: "token", bytes: new TextEncoder().encode('id: 0\nevent: token\ndata: {"t":"a","i":0}\n\n') },
+    ]);
+    const [behind, ahead, beyond] = [log.open(-1), log.open(1), log.open(1e9)];
     log.appendToken("b");
     expect([ahead.take(), beyond.take()]).toEqual([null, null]);
     log.appendToken("c");
+    expect(drain(behind).map(({ id, data }) => [id, data.t, data.i])).toEqual([
+      [0, "a", 0],
+      [1, "b", 1],
+      [2, "c", 2],
+    ]);
     expect(idsOf(drain(ahead))).toEqual([2]);
     log.seal(canceled, false);
     expect([idsOf(drain(ahead)), idsOf(drain(beyond))]).toEqual([[3], [3]]);
@@ -166,7 +178,7 @@ describe("a cursor", () => {
   test("that closes wakes its reader and is forgotten", async () => {
     const { log } = newLog();
     const cursor = log.open(-1);
-    const woken = cursor.next();
+    const woken = new Promise<void>((resolve) => cursor.next(resolve));
     cursor.close();
     await woken;
     expect(log.viewers).toBe(0);
@@ -175,7 +187,7 @@ describe("a cursor", () => {
 
 test("memory is counted while it is held and given back whole", () => {
   const account = { bytes: 0 };
-  const logs = Array.from({ length: 5 }, () => new TaskLog(account));
+  const logs = Array.from({ length: 5 }, () => new TaskLog(account, "a task"));
   for (const [at, log] of logs.entries())
     for (let n = 0; n < 400 * at; n++) log.appendToken("some words of a token");
   expect(account.bytes).toBe(logs.reduce((sum, log) => sum + log.bytes, 0));
@@ -184,6 +196,99 @@ test("memory is counted while it is held and given back whole", () => {
   viewer?.close();
   for (const log of logs) log.release();
   expect(account.bytes).toBe(0);
+});
+
+describe("a cursor that fell behind", () => {
+  /** `t`: a token, `m`: metrics; the number of frames. */
+  function filled(log: TaskLog, kinds: string): number {
+    for (const kind of kinds)
+      kind === "t" ? log.appendToken("some words") : log.append(metrics(log.tokenCount));
+    return log.length;
+  }
+  /** What it takes, as kinds with their numbers. */
+  const taken = (cursor: Cursor): string =>
+    drain(cursor)
+      .map(({ id, event }) => `${event[0]}${id}`)
+      .join(" ");
+
+  test("is shown the newest metrics only, and every token", () => {
+    const { log } = newLog();
+    const [behind, keepsUp] = [log.open(-1), log.open(-1)];
+    filled(log, "tmttmmtmt");
+    behind.fellBehind();
+    expect(taken(behind)).toBe("t0 t2 t3 t6 m7 t8");
+    expect(taken(keepsUp)).toBe("t0 m1 t2 t3 m4 m5 t6 m7 t8");
+    // It has caught up: the next ones are new.
+    filled(log, "mtm");
+    expect(taken(behind)).toBe("m9 t10 m11");
+  });
+
+  test("again is shown the newest of what has come since", () => {
+    const { log } = newLog();
+    const behind = log.open(-1);
+    filled(log, "tmtmt");
+    behind.fellBehind();
+    behind.take();
+    filled(log, "mtmm");
+    behind.fellBehind();
+    expect(taken(behind)).toBe("t2 t4 t6 m8");
+  });
+
+  test("is shown all that was there when it came", () => {
+    const { log } = newLog();
+    filled(log, "tmtm");
+    const behind = log.open(0);
+    filled(log, "tmtm");
+    behind.fellBehind();
+    expect(taken(behind)).toBe("m1 t2 m3 t4 t6 m7");
+    const late = log.open(-1);
+    late.fellBehind();
+    expect(taken(late)).toBe("t0 m1 t2 m3 t4 m5 t6 m7");
+  });
+
+  test("wherever it stands misses metrics only, whatever the chunks", () => {
+    fc.assert(
+      fc.property(
+        fc.array(
+          fc.oneof({ weight: 4, arbitrary: fc.nat(3000) }, { weight: 1, arbitrary: fc.constant(-1) }),
+          {
+            maxLength: 200,
+          },
+        ),
+        fc.array(fc.nat(20), { maxLength: 60 }),
+        (frames, reads) => {
+          const { log, account } = newLog();
+          const cursor = log.open(-1);
+          const seen: SeenEvent[] = [];
+          const metricsIds: number[] = [];
+          const behindAt = new Set<number>();
+          for (const [at, length] of frames.entries()) {
+            if (length < 0) metricsIds.push(log.length);
+            if (length < 0) log.append(metrics(log.tokenCount));
+            else log.appendToken("ß".repeat(length));
+            if (reads[at] === undefined || reads[at] > 4) continue;
+            if (reads[at] === 0) {
+              cursor.fellBehind();
+              for (const id of metricsIds.slice(0, -1)) behindAt.add(id);
+            }
+            const bytes = cursor.take();
+            if (bytes !== null) seen.push(...eventsIn(new TextDecoder().decode(bytes)));
+          }
+          log.seal(canceled, false);
+          seen.push(...drain(cursor));
+          const ids = idsOf(seen);
+          expect(ids).toEqual([...ids].sort((a, b) => a - b));
+          const missing = upTo(log.length).filter((id) => !ids.includes(id));
+          expect(missing.filter((id) => !behindAt.has(id))).toEqual([]);
+          cursor.close();
+          expect(account.bytes).toBe(log.bytes);
+          log.release();
+          expect(account.bytes).toBe(0);
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
 });
 
 type Step =
@@ -207,7 +312,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   },
 );
 
-test("any number of cursors, each at its own pace, sees every frame once and in order", () => {
+test("any number of cursors, each at its own pace, sees every frame once and in order (ORCHD-ARCH-11)", () => {
   fc.assert(
     fc.property(
       fc.array(step, { minLength: 10, maxLength: 80, size: "max" }),

@@ -156,6 +156,7 @@ describe("what a task needs", () => {
         tokensInExact: true,
         tokensCached: 0,
         tokensOut,
+        tokensAnswered: tokensOut,
         promptMs: 200,
         decodeMs: (tokensOut - 1) * 10,
         maxTokens: 100,

@@ -3,7 +3,7 @@ import { describe, expect, test } from "bun:test";
 import type { PredictionScores } from "../../src/domain/calibration.ts";
 import { isOrchestratorError } from "../../src/domain/errors.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
-import { Pools, type QueueView, type SpeedView } from "../../src/services/pools.ts";
+import { type GpuView, Pools, type QueueView, type SpeedView } from "../../src/services/pools.ts";
 import { failure, identity, poolSpec, ShownReplicas, snapshot } from "../support/replicas.ts";
 
 const queues = (busy: Record<string, number> = {}): QueueView => ({
@@ -130,7 +130,25 @@ describe("the health of a pool", () => {
       queue: { interactive: 2, batch: 3, capacity: 16 },
       metrics: { decodeTps: 42.5, prefillTps: 900, tasksDone: 7, tasksFailed: 1, tokensOut: 700, prediction },
       lastError: backingOff.lastError,
+      drain: null,
     });
+  });
+
+  test("tells a drain, and is not ready while it lasts, whatever its engines are", () => {
+    const drain = { sinceMs: 5, deadlineMs: 1005, running: 3, state: "draining" } as const;
+    const control = new ShownReplicas().show("chat", ready);
+    const drainOf = (poolId: string) => (poolId === "chat" ? drain : null);
+    const pools = new Pools({ pools: specs, control, queues: queues(), speeds, drainOf });
+    expect(pools.health("chat")).toMatchObject({ state: "ready", ready: false, draining: true, drain });
+    expect(pools.list().map(({ id, ready: isReady }) => [id, isReady])).toEqual([
+      ["chat", false],
+      ["embed", false],
+    ]);
+    const gauges = pools.gauges({ tokensInUse: () => null });
+    expect(gauges.map((g) => [g.poolId, g.ready, g.draining])).toEqual([
+      ["chat", false, true],
+      ["embed", false, false],
+    ]);
   });
 
   test("changes with the replicas, for nothing is kept", () => {
@@ -185,6 +203,48 @@ test("two pools of one id are a mistake of ours", () => {
   );
 });
 
+describe("graphics cards", () => {
+  const card = { id: "nvidia0", vendor: "nvidia", model: null, uuid: null, driverVersion: null } as const;
+  const sample = {
+    deviceId: "nvidia0",
+    state: "ok",
+    utilization: 0.5,
+    memory: null,
+    powerWatts: null,
+    temperatureCelsius: null,
+    eccErrors: null,
+    processes: null,
+    failed: [],
+  } as const;
+  const figures = [{ device: card, sample, failures: 3, replicas: [{ replica: ready, usedBytes: 123 }] }];
+  const gpus: GpuView = {
+    figures: () => figures,
+    vramUsedBytes: (replicaId) => (replicaId === "chat-0" ? 123 : null),
+  };
+  const watched = new Pools({
+    pools: specs,
+    control: new ShownReplicas().show("chat", ready, backingOff),
+    queues: queues(),
+    speeds,
+    gpus,
+  });
+
+  test("show in the health of a pool what each replica takes of them, where that is told", () => {
+    expect(watched.health("chat").replicas.map(({ id, vramUsedBytes }) => [id, vramUsedBytes])).toEqual([
+      ["chat-0", 123],
+      ["chat-1", null],
+    ]);
+  });
+
+  test("have gauges that name pool and engine of who computes on them", () => {
+    const replica = { engine: "mock", engineVersion: "mock-1", poolId: "chat", replicaId: "chat-0" } as const;
+    expect(watched.gpuGauges()).toEqual([
+      { device: card, sample, failures: 3, replicas: [{ ...replica, usedBytes: 123 }] },
+    ]);
+    expect(poolsShowing().gpuGauges()).toEqual([]);
+  });
+});
+
 describe("the gauges for /metrics", () => {
   test("derive the use of the KV cache from tokens, slots and context, and only where all are known", () => {
     const known = poolsShowing().gauges({ tokensInUse: () => 1000 });
@@ -194,6 +254,7 @@ describe("the gauges for /metrics", () => {
         engine: "mock",
         engineVersion: "mock-1",
         ready: true,
+        draining: false,
         queue: { interactive: 2, batch: 3 },
         prediction,
         replicas: [
@@ -206,6 +267,7 @@ describe("the gauges for /metrics", () => {
         engine: "llamacpp",
         engineVersion: null,
         ready: false,
+        draining: false,
         queue: { interactive: 0, batch: 0 },
         prediction: unknown,
         replicas: [],

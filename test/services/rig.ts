@@ -20,6 +20,9 @@ import { Streams, type StreamsOptions } from "../../src/services/streams.ts";
 import { Supervisor } from "../../src/services/supervisor.ts";
 import { TaskArchive } from "../../src/services/task-archive.ts";
 import { TaskRegistry } from "../../src/services/task-registry.ts";
+import { type TranscriptRulesOfUse, Transcripts } from "../../src/services/transcripts.ts";
+import { WriteAhead } from "../../src/services/write-ahead.ts";
+import { MemoryJournal } from "../support/memory-journal.ts";
 import { MemoryTaskStore } from "../support/memory-store.ts";
 import { poolSpec } from "../support/replicas.ts";
 import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
@@ -44,6 +47,7 @@ export class RecordingMetrics implements Metrics, SessionMetrics {
   readonly calls: { readonly name: MetricName; readonly args: readonly unknown[] }[] = [];
   readonly taskEnqueued = (...args: unknown[]): void => this.add("taskEnqueued", args);
   readonly taskStarted = (...args: unknown[]): void => this.add("taskStarted", args);
+  readonly taskPreempted = (...args: unknown[]): void => this.add("taskPreempted", args);
   readonly taskCanceled = (...args: unknown[]): void => this.add("taskCanceled", args);
   readonly taskRejected = (...args: unknown[]): void => this.add("taskRejected", args);
   readonly taskFinished = (...args: unknown[]): void => this.add("taskFinished", args);
@@ -53,6 +57,7 @@ export class RecordingMetrics implements Metrics, SessionMetrics {
   readonly backpressure = (...args: unknown[]): void => this.add("backpressure", args);
   readonly placement = (...args: unknown[]): void => this.add("placement", args);
   readonly restart = (...args: unknown[]): void => this.add("restart", args);
+  readonly modelVerified = (...args: unknown[]): void => this.add("modelVerified", args);
   readonly sessionEvicted = (...args: unknown[]): void => this.add("sessionEvicted", args);
   readonly sessionTurn = (...args: unknown[]): void => this.add("sessionTurn", args);
   readonly budgetRefused = (...args: unknown[]): void => this.add("budgetRefused", args);
@@ -90,10 +95,15 @@ export interface RigOptions {
   readonly minOnTimeProbability?: number;
   readonly batchMaxWaitMs?: number;
   readonly cutAtDeadline?: boolean;
-  readonly continues?: boolean;
   readonly sessions?: Partial<SessionRules>;
+  /** Pools that an earlier one left drained. */
+  readonly drained?: ReadonlySet<string>;
   /** What an earlier rig left. */
   readonly store?: MemoryTaskStore;
+  /** ... and its journal, reopened. */
+  readonly journal?: MemoryJournal;
+  /** What ended tasks leave; absent: nothing. Whoever starts the moving stops it. */
+  readonly transcripts?: TranscriptRulesOfUse;
 }
 
 /** A pool of the mock engine: one slot, 10 ms a token, ready at once. */
@@ -118,8 +128,11 @@ export class Rig {
   readonly log = new RecordingLog();
   readonly metrics = new RecordingMetrics();
   readonly store: MemoryTaskStore;
+  readonly journal: MemoryJournal;
+  readonly ahead: WriteAhead;
   readonly registry: TaskRegistry;
   readonly archive: TaskArchive;
+  readonly transcripts: Transcripts | null;
   readonly sessions: Sessions;
   readonly supervisor: Supervisor;
   readonly runner: AttemptRunner;
@@ -144,10 +157,16 @@ export class Rig {
       adapters: new Map([["mock", adapter]]),
       restart: { backoffMs: 100, backoffMaxMs: 1000, breakerFailures: 3, breakerWindowMs: 10_000 },
     });
-    this.registry = new TaskRegistry(options.retentionMs ?? 3_600_000, options.inputBytesMax);
-    this.runner = new AttemptRunner(clock, 1000, options.continues ?? true);
+    this.journal = options.journal ?? new MemoryJournal();
+    this.ahead = new WriteAhead(this.journal, clock, log, (error) => this.fatal.push(error));
+    this.ahead.recover();
+    this.registry = new TaskRegistry(options.retentionMs ?? 3_600_000, options.inputBytesMax, this.ahead);
+    this.runner = new AttemptRunner(clock, 1000);
     this.store = options.store ?? new MemoryTaskStore();
     this.archive = new TaskArchive(this.registry, this.store);
+    const { store } = this;
+    const { transcripts: rules } = options;
+    this.transcripts = rules === undefined ? null : new Transcripts({ store, clock, log, rules });
     this.sessions = new Sessions({
       clock,
       metrics,
@@ -164,9 +183,10 @@ export class Rig {
       clock,
       archive: this.archive,
       store: this.store,
+      ahead: this.ahead,
+      transcripts: this.transcripts,
       sessions: this.sessions,
       fair: "fifo",
-      continues: options.continues ?? true,
       cutAtDeadline: options.cutAtDeadline ?? false,
       log,
       metrics,
@@ -174,6 +194,7 @@ export class Rig {
       registry: this.registry,
       runner: this.runner,
       pools: this.pools,
+      drained: options.drained ?? new Set(),
       attemptsMax: 3,
       batchMaxWaitMs: options.batchMaxWaitMs ?? 60_000,
       minOnTimeProbability: options.minOnTimeProbability ?? 0.05,
@@ -181,7 +202,7 @@ export class Rig {
     });
     this.streams = new Streams(
       clock,
-      { heartbeatMs: 1000, disconnectGraceMs: 500, streamsPerKeyMax: 8, ...options.streams },
+      { heartbeatMs: 1000, disconnectGraceMs: 500, microbatchMs: 0, streamsPerKeyMax: 8, ...options.streams },
       (taskId, reason) => void this.dispatcher.cancel(taskId, reason),
       (taskId) => this.dispatcher.noteWatched(taskId),
     );
@@ -192,11 +213,11 @@ export class Rig {
     });
   }
 
-  /** Starts the engines and waits until they are ready, where they become so within a second. */
-  async start(): Promise<this> {
+  /** Starts the engines and waits until they are ready, where they become so within that time. */
+  async start(waitMs = 1000): Promise<this> {
     this.supervisor.start(this.pools, this.dispatcher);
     for (const record of this.dispatcher.recover()) this.streams.expect(record);
-    await this.clock.advance(1000);
+    await this.clock.advance(waitMs);
     return this;
   }
 
@@ -210,6 +231,7 @@ export class Rig {
     await this.clock.advance(1000);
     this.streams.close();
     this.sessions.close();
+    await this.ahead.close();
     if (this.fatal.length > 0) throw this.fatal[0];
     if (this.clock.pendingTimers > 0) throw new Error(`${this.clock.pendingTimers} timers are left`);
   }
@@ -229,6 +251,7 @@ export class Rig {
       workload: "completion",
       input: { kind: "prompt", prompt: "Tell me of the river" },
       poolId: "chat",
+      engine: "mock",
       pinned: false,
       modelRef: "mock:words",
       priority: "interactive",

@@ -25,6 +25,7 @@ function serve(bench: SessionsBench) {
       verify: (presented) => ({ ...(keyIds[presented] ?? { keyId: "x", admin: false }), rate: null }),
       local: { keyId: "local", admin: true, rate: null },
     },
+    limited: () => undefined,
     maxBodyBytes: 1024,
     plugins: [sessionsRoutes({ sessions, contexts, clock })],
   });
@@ -44,7 +45,7 @@ test("its owner and an admin see it, nobody else learns that it is there", async
     session_id: sessionA,
     ttl_ms_remaining: 540_000,
     turns: 1,
-    kv_bytes: 0,
+    kv_bytes: null,
     kv_warmth: false,
     tokens_budget_remaining: 70,
     time_budget_remaining_ms: null,

@@ -1,4 +1,4 @@
-/** Viewers: heartbeats, the grace after the last one left, who counts, the limit per key, what a leaver frees. */
+/** Viewers: heartbeats, what is thinned and what is collected for them, the grace after the last one left, who counts, the limit per key, what a leaver frees. */
 import { afterEach, describe, expect, test } from "bun:test";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
@@ -112,6 +112,126 @@ describe("a viewer", () => {
     while (await slow.readOnce());
     expect(slow.text).toBe(fast.text);
     expect(fast.names.at(-1)).toBe("end");
+  });
+});
+
+describe("a viewer that is behind", () => {
+  test("is not sent metrics that are out of date, and every token; one that keeps up is sent all", async () => {
+    const record = await running({ maxTokens: 790 });
+    const fast = watch(record);
+    const slow = new StreamReader(readableOf(rig.streams.open(record, "alice", -1, false)), false);
+    await rig.clock.advance(0);
+    await slow.readOnce();
+    await rig.clock.advance(5500);
+    const metricsOf = (reader: StreamReader): number[] =>
+      reader.events.filter(({ event }) => event === "metrics").map(({ id }) => id);
+    const made = metricsOf(fast);
+    expect(made.length).toBe(5);
+    while (slow.events.length < fast.events.length - made.length + 1) await slow.readOnce();
+    expect(metricsOf(slow)).toEqual(made.slice(-1));
+    // From now on it reads at once.
+    const reading = (async () => {
+      while (await slow.readOnce());
+    })();
+    await rig.clock.advance(5000);
+    await reading;
+    expect(metricsOf(slow)).toEqual(metricsOf(fast).slice(made.length - 1));
+    expect(fast.events.map(({ id }) => id)).toEqual([...fast.events.keys()]);
+    const tokensOf = (reader: StreamReader) => reader.events.filter(({ event }) => event === "token");
+    expect(tokensOf(slow)).toEqual(tokensOf(fast));
+    expect([slow.names.at(-1), tokensOf(slow).length]).toEqual(["end", 790]);
+  });
+});
+
+describe("micro-batching", () => {
+  const batched = { streams: { microbatchMs: 35 } };
+  /** A sink with room for everything: when it was written to, and how many events came then. */
+  function sinkOf(
+    record: TaskRecord,
+    after = -1,
+  ): { readonly writes: [number, number][]; leave: () => void } {
+    const viewer = rig.streams.open(record, "alice", after, false);
+    const startedMs = rig.clock.nowMs();
+    const writes: [number, number][] = [];
+    void viewer.pump({
+      write: (bytes) => {
+        const events = new TextDecoder().decode(bytes).split("\nevent: ").length - 1;
+        if (events > 0) writes.push([Math.round(rig.clock.nowMs() - startedMs), events]);
+        return bytes.length;
+      },
+      flush: () => undefined,
+      close: () => undefined,
+    });
+    return { writes, leave: () => viewer.leave() };
+  }
+
+  test("sends the first token at once, the others in blocks, the end with what waited for it", async () => {
+    rig = await new Rig(batched).start();
+    const record = await submit({ maxTokens: 12 });
+    const armed = rig.clock.pendingTimers;
+    const { writes } = sinkOf(record);
+    await rig.clock.advance(200);
+    // A token every 10 ms, the end with the last; a block may lie in two chunks.
+    const [[firstMs] = [0]] = writes;
+    const blocks = new Map<number, number>();
+    for (const [atMs, events] of writes)
+      blocks.set(atMs - firstMs, (blocks.get(atMs - firstMs) ?? 0) + events);
+    expect([...blocks]).toEqual([
+      [0, 2],
+      [35, 3],
+      [70, 3],
+      [105, 4],
+      [110, 2],
+    ]);
+    expect(rig.clock.pendingTimers).toBeLessThanOrEqual(armed);
+  });
+
+  test("has a timer only while something waits, and none for who left", async () => {
+    rig = await new Rig(batched).start();
+    const record = await submit({ maxTokens: 400, onDisconnect: "continue" });
+    const bare = rig.clock.pendingTimers;
+    const one = sinkOf(record);
+    await rig.clock.advance(25);
+    const waiting = rig.clock.pendingTimers;
+    one.leave();
+    await rig.clock.advance(0);
+    // The heartbeat and the block that it waited for.
+    expect([waiting, rig.clock.pendingTimers]).toEqual([bare + 2, bare]);
+    const seen = one.writes.length;
+    await rig.clock.advance(100);
+    expect(one.writes.length).toBe(seen);
+  });
+
+  test("holds nothing back that was there before", async () => {
+    rig = await new Rig(batched).start();
+    const record = await submit({ maxTokens: 800 });
+    await rig.clock.advance(5000);
+    const late = sinkOf(record);
+    await rig.clock.advance(0);
+    // More than one chunk of it, at once.
+    expect(late.writes.every(([atMs]) => atMs === 0)).toBe(true);
+    expect(late.writes.reduce((sum, [, events]) => sum + events, 0)).toBe(record.log.length);
+    expect(late.writes.length).toBeGreaterThan(1);
+  });
+
+  test("after a cancel sends CANCELED at once and nothing that waited", async () => {
+    rig = await new Rig(batched).start();
+    const record = await submit({ maxTokens: 400 });
+    const reader = watch(record);
+    await rig.clock.advance(310);
+    const had = reader.events.length;
+    expect(record.log.length).toBeGreaterThan(had);
+    const done = rig.dispatcher.cancel(record.spec.taskId, "client");
+    await rig.clock.advance(0);
+    await done;
+    expect(reader.events.slice(had).map(({ event, data }) => [event, data.code])).toEqual([
+      ["error", "CANCELED"],
+    ]);
+    expect(reader.closed).toBe(true);
+  });
+
+  test("is bounded", () => {
+    expect(() => new Rig({ streams: { microbatchMs: 251 } })).toThrow("within the bound");
   });
 });
 

@@ -199,15 +199,8 @@ test("the one that ended last stays, whatever its size: nobody has read it yet",
   const embeddings = [Array.from({ length: limits.finishedLogBytesMax / 8 }, () => 0.123456)];
   big.state = "done";
   big.finishedMs = 2;
-  const attempt = {
-    finishReason: "stop" as const,
-    tokensIn: 1,
-    tokensCached: 0,
-    tokensOut: 0,
-    promptMs: 1,
-    decodeMs: 0,
-  };
-  big.log.seal(endEvent(big, { ...attempt, result: { embeddings } }, 2), false);
+  const work = { tokensIn: 1, tokensCached: 0, tokensOut: 0, promptMs: 1, decodeMs: 0 };
+  big.log.seal(endEvent(big, { finishReason: "stop", ...work, work, result: { embeddings } }, 2), false);
   registry.noteEnded(big, 2);
   expect([registry.find(small.spec.taskId), registry.find(big.spec.taskId)]).toEqual([null, big]);
 });

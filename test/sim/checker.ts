@@ -3,25 +3,30 @@
  * wrong. Shares no code with src. Within one instant of virtual time there is no order that an onlooker could rely
  * on, so the rules are judged against what was so in an earlier instant.
  */
-import { type Instance, PoolRules, type PoolRulesOptions } from "./pool-rules.ts";
+import { type Instance, PoolRules, type PoolRulesOptions, type Taken } from "./pool-rules.ts";
 import type { Asked, EngineWatcher } from "./scripted-engine.ts";
 import { SessionRules } from "./session-rules.ts";
 import { type EndRules, type Seen, TaskStory } from "./task-story.ts";
 
 export interface CheckerOptions extends EndRules {
-  readonly pools: readonly Pick<PoolRulesOptions, "id" | "capacity" | "fullPolicy">[];
+  readonly pools: readonly Pick<PoolRulesOptions, "id" | "capacity" | "fullPolicy" | "preempt">[];
   readonly order: Pick<PoolRulesOptions, "batchMaxWaitMs" | "fair" | "affinityWaitMs">;
   readonly sessions: { readonly ttlMs: number; readonly turnsMax: number };
   readonly disconnectGraceMs: number;
+  readonly watchdogs: { readonly firstTokenMs: number; readonly interTokenMs: number };
 }
 
 interface Generation {
+  readonly slot: number;
   readonly id: number;
   readonly instance: number;
   readonly story: TaskStory;
   spoken: number;
   readonly position: number;
   aborted: boolean;
+  readonly beganAtMs: number;
+  /** When it began or spoke last. */
+  signAtMs: number;
 }
 
 export class Checker implements EngineWatcher {
@@ -37,6 +42,7 @@ export class Checker implements EngineWatcher {
     enginesLost: 0,
     tokens: 0,
     restarts: 0,
+    drainCuts: 0,
   };
   private readonly pools: Map<string, PoolRules>;
   private readonly sessions: SessionRules;
@@ -60,6 +66,12 @@ export class Checker implements EngineWatcher {
   get agedStarts(): number {
     let sum = 0;
     for (const pool of this.pools.values()) sum += pool.agedStarts;
+    return sum;
+  }
+
+  get preempted(): number {
+    let sum = 0;
+    for (const pool of this.pools.values()) sum += pool.preemption.cuts;
     return sum;
   }
 
@@ -131,6 +143,11 @@ export class Checker implements EngineWatcher {
     if (story.terminal.code === "QUEUE_FULL_DROP_LRU") this.poolOf(story).judgeDrop(story, nowMs);
     story.judgeEnd(nowMs, this.serves(story.seen.poolId), this.options);
     if (story.startsUnseen) this.poolOf(story).countAnew();
+    // It may have been the one that a slot was cut for.
+    if (story.seen.priority === "interactive" && story.phase === "waiting") {
+      this.poolOf(story).preemption.doubt();
+      this.poolOf(story).countAnew();
+    }
     story.leave("ended", nowMs);
     this.sessions.ended(story, nowMs);
   }
@@ -140,6 +157,26 @@ export class Checker implements EngineWatcher {
     const story = this.story(taskId);
     if (story.cancelResolved && story.terminal?.code === "CANCELED" && text.includes("event: token"))
       this.violation(`a viewer of task ${story.nth} read a token after its cancel had resolved`);
+  }
+
+  /** Nothing may start there from the next instant on. */
+  drained(poolId: string): void {
+    this.pools.get(poolId)?.drained(this.look());
+  }
+
+  /** What runs there has had its time. */
+  drainDeadline(poolId: string): void {
+    const nowMs = this.look();
+    const pool = this.pools.get(poolId);
+    if (pool === undefined || pool.drainedAtMs === null) return;
+    pool.cutAtMs = nowMs;
+    // The engine may take its time to let go; the daemon may not.
+    for (const { story } of this.running.values()) if (this.poolOf(story) === pool) pool.mustEnd.add(story);
+  }
+
+  resumed(poolId: string): void {
+    this.look();
+    this.pools.get(poolId)?.resumed();
   }
 
   /** From now on the daemon takes nothing new. */
@@ -165,20 +202,25 @@ export class Checker implements EngineWatcher {
     for (const pool of this.pools.values()) {
       pool.instances.clear();
       pool.lostCount();
+      pool.preemption.forget();
     }
   }
 
   /**
-   * It is back. `live`: the tasks that it will work on, in its order; `knows`: those it remembers as ended. Whoever
+   * It is back. `live`: the tasks that it will work on, in its order, how many words of each it knows, and whether it was
+   * seen to run; `knows`: those it remembers as ended. Whoever
    * had an answer finds his task in one of them, an ended one never in the first.
    */
-  cameBack(live: readonly string[], knows: (taskId: string) => boolean): void {
+  cameBack(
+    live: readonly { taskId: string; words: number; seen: boolean }[],
+    knows: (taskId: string) => boolean,
+  ): void {
     const nowMs = this.look();
     this.closedAtMs = Number.POSITIVE_INFINITY;
-    const again = new Set(live);
+    const again = new Set(live.map(({ taskId }) => taskId));
     if (again.size < live.length) this.violation("a task was recovered twice");
     let last = -1;
-    for (const taskId of live) {
+    for (const { taskId, words, seen } of live) {
       const story = this.story(taskId);
       if (story.nth < last) this.violation(`task ${story.nth} was recovered behind task ${last}`);
       last = story.nth;
@@ -186,7 +228,7 @@ export class Checker implements EngineWatcher {
       if (story.cancelResolved) this.violation(`task ${story.nth} was canceled and was recovered`);
       if (story.refused !== null) this.violation(`task ${story.nth} was refused and was recovered`);
       const unanswered = !story.accepted;
-      story.waitAgain(nowMs);
+      story.waitAgain(nowMs, words, seen);
       // Who watched it comes back within the grace; what nobody ever watched runs on. Of a first viewer of the very
       // last moment the daemon may know or not.
       story.lastLeftAtMs = story.watchedAtMs === null ? null : nowMs;
@@ -282,14 +324,19 @@ export class Checker implements EngineWatcher {
     if (instance === undefined) this.violation(`task ${story.nth} started on an engine that was not ready`);
     else {
       pool.judgeSlot(story, instance, slot, nowMs);
-      instance.taken.set(slot, { story, alone: story.alone });
+      if ([...instance.taken.values()].some(({ lostAtMs }) => lostAtMs !== null && lostAtMs < nowMs))
+        this.violation(`task ${story.nth} started on engine ${instanceId}, which had broken off`);
+      instance.taken.set(slot, { story, alone: story.alone, letGo: false, lost: false, lostAtMs: null });
     }
     if (this.closedAtMs < nowMs) this.violation(`task ${story.nth} started after the daemon was closed`);
     if (story.phase === "running" || story.phase === "ended")
       this.violation(`task ${story.nth} started while it was ${story.phase}`);
     const { deadlineMs, atMs } = story.seen;
-    if (deadlineMs !== null && atMs + deadlineMs < nowMs - 0.001)
+    // What had been said is worth going on with.
+    const begins = story.reached === 0 && story.preempted === 0 && !story.drainCut;
+    if (deadlineMs !== null && atMs + deadlineMs < nowMs - 0.001 && begins)
       this.violation(`task ${story.nth} started after its deadline`);
+    pool.judgeHeld(story, nowMs);
     pool.judgeOrder(story, nowMs);
     story.leave("running", nowMs);
     story.judgeAsked(asked);
@@ -298,13 +345,17 @@ export class Checker implements EngineWatcher {
     if (story.fruitless >= this.options.attemptsMax)
       this.violation(`task ${story.nth} had ${story.fruitless + 1} attempts without a new word`);
     story.begin();
-    this.running.set(id, { id, instance: instanceId, story, position, spoken: 0, aborted: false });
+    this.running.set(id, {
+      ...{ id, instance: instanceId, slot, story, position },
+      ...{ spoken: 0, aborted: false, beganAtMs: nowMs, signAtMs: nowMs },
+    });
   }
 
   generationSpoke(id: number, words: number): void {
-    this.look();
+    const nowMs = this.look();
     const generation = this.running.get(id);
     if (generation === undefined) return;
+    generation.signAtMs = nowMs;
     generation.spoken += words;
     generation.story.heard(generation.position + generation.spoken);
   }
@@ -327,9 +378,42 @@ export class Checker implements EngineWatcher {
     else {
       this.counts.putBacks++;
       story.cutAtMs ??= nowMs;
-      story.lost();
+      if (this.wasLetGo(generation, nowMs)) {
+        story.letGo();
+        const taken = this.slotOf(generation);
+        if (taken !== null) taken.letGo = true;
+        const pool = this.poolOf(story);
+        if (pool.cutsAt(nowMs)) {
+          story.drainCut = true;
+          this.counts.drainCuts++;
+        } else pool.preemption.cut(story, pool.live, nowMs);
+      } else {
+        story.lost();
+        this.noteLost(generation, nowMs);
+      }
       story.wait(nowMs);
     }
+  }
+
+  private noteLost(generation: Generation, nowMs: number): void {
+    const { cancelAtMs, seen } = generation.story;
+    // Of one that ended in that moment nobody asks what became of its attempt.
+    const goesOn = cancelAtMs === null && (seen.deadlineMs === null || seen.atMs + seen.deadlineMs > nowMs);
+    const taken = this.slotOf(generation);
+    if (taken === null) return;
+    taken.lost = true;
+    if (!generation.aborted && goesOn) taken.lostAtMs ??= nowMs;
+  }
+
+  private slotOf({ instance, slot }: Generation): Taken | null {
+    return this.instances.get(instance)?.taken.get(slot) ?? null;
+  }
+
+  /** Not by its engine, and no watchdog can have been the reason. */
+  private wasLetGo({ aborted, story, spoken, signAtMs }: Generation, nowMs: number): boolean {
+    const { firstTokenMs, interTokenMs } = this.options.watchdogs;
+    const patienceMs = spoken > 0 ? interTokenMs : firstTokenMs;
+    return aborted && story.cancelAtMs === null && nowMs - signAtMs < patienceMs - 0.001;
   }
 
   slotFreed(instance: number, slot: number): void {
@@ -349,13 +433,37 @@ export class Checker implements EngineWatcher {
         else this.judgeWatchers(story, nowMs);
       }
       // Whoever waits for the end of a drain waits for the next start.
-      if (this.closedAtMs === Number.POSITIVE_INFINITY) pool.judgeRest(nowMs, this.instantMs);
+      if (this.closedAtMs < Number.POSITIVE_INFINITY) {
+        pool.preemption.forget();
+        continue;
+      }
+      pool.judgeRest(nowMs, this.instantMs);
+      if (pool.drainedAtMs !== null) {
+        this.judgeDrainDeadline(pool);
+        pool.preemption.pause(this.instantMs);
+        continue;
+      }
+      const running = [...this.running.values()].filter(({ story }) => this.poolOf(story) === pool);
+      pool.preemption.judgeRest(
+        pool.live,
+        running.map(({ story, beganAtMs: atMs }) => ({ story, atMs })),
+        [...pool.instances].some(({ taken }) => [...taken.values()].some(({ letGo }) => letGo)),
+        this.instantMs,
+      );
     }
     for (const { story, aborted } of this.running.values())
       if (story.phase === "ended" && !aborted)
         this.violation(`an engine still works for task ${story.nth}, which ended`);
     this.instantMs = nowMs;
     return nowMs;
+  }
+
+  /** In the instant after the deadline of a drain nothing of it runs any more. */
+  private judgeDrainDeadline(pool: PoolRules): void {
+    for (const generation of this.running.values())
+      if (pool.mustEnd.has(generation.story) && !generation.aborted)
+        this.violation(`task ${generation.story.nth} runs on behind the deadline of the drain`);
+    pool.mustEnd.clear();
   }
 
   /** After everything had its time to settle. */

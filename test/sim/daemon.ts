@@ -2,14 +2,16 @@
  * The real services of one simulated daemon, wired as app/bootstrap.ts wires them, over a virtual clock and the
  * engines that a world brings. The one place of the simulation that knows how they are made.
  *
- * `kill` is what `kill -9` is: no timer and no turn of this daemon ever comes again. Only what its store was given
- * is left, for the next one.
+ * `kill` is what `kill -9` is: no timer and no turn of this daemon ever comes again. Only what its store and its
+ * journal were given is left, for the next one.
  */
 import { unlimited } from "../../src/domain/budget.ts";
+import { limits } from "../../src/domain/limits.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { Clock, Timer } from "../../src/ports/clock.ts";
 import type { EngineAdapter } from "../../src/ports/engine.ts";
+import type { Journal } from "../../src/ports/journal.ts";
 import type { TaskStore } from "../../src/ports/task-store.ts";
 import type { Metrics } from "../../src/ports/telemetry.ts";
 import { AttemptRunner } from "../../src/services/attempt-runner.ts";
@@ -19,19 +21,29 @@ import { Streams } from "../../src/services/streams.ts";
 import { Supervisor, type SupervisorOptions } from "../../src/services/supervisor.ts";
 import { TaskArchive } from "../../src/services/task-archive.ts";
 import { type TaskRecord, TaskRegistry } from "../../src/services/task-registry.ts";
+import { WriteAhead } from "../../src/services/write-ahead.ts";
 import { noProcesses, silentLog } from "../services/rig.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
 
 export type Fair = "fifo" | "per-key";
 
+/** Micro-batching in the runs with odd seeds, longer than a token takes. */
+const oddSeedsBatchMs = 15;
+
 /** What a test may put in the place of the real thing, to see the checker notice. */
 export interface Parts {
   readonly Dispatcher: typeof Dispatcher;
   readonly AttemptRunner: typeof AttemptRunner;
+  readonly WriteAhead: typeof WriteAhead;
   /** Stands before the store of each daemon. */
   readonly storeOf: (store: TaskStore) => TaskStore;
 }
-export const realParts: Parts = { Dispatcher, AttemptRunner, storeOf: (store) => store };
+export const realParts: Parts = {
+  Dispatcher,
+  AttemptRunner,
+  WriteAhead,
+  storeOf: (store) => store,
+};
 
 export interface DaemonOptions {
   readonly clock: VirtualClock;
@@ -39,6 +51,7 @@ export interface DaemonOptions {
   readonly pools: readonly PoolSpec[];
   readonly adapter: EngineAdapter;
   readonly store: TaskStore;
+  readonly journal: Journal;
   readonly batchMaxWaitMs: number;
   readonly attemptsMax: number;
   readonly fair: Fair;
@@ -49,6 +62,8 @@ export interface DaemonOptions {
   readonly disconnectGraceMs: number;
   readonly metricsEveryMs: number;
   readonly restart: SupervisorOptions["restart"];
+  /** Pools that an earlier one left drained. */
+  readonly drained?: ReadonlySet<string>;
   readonly onFatal: (error: unknown) => void;
   /** The last viewer of a task left and did not come back: the daemon cancels it. */
   readonly onUnwatched: (taskId: string, cancel: () => Promise<void>) => void;
@@ -62,6 +77,7 @@ export class Daemon {
   readonly dispatcher: Dispatcher;
   readonly streams: Streams;
   readonly sessions: Sessions;
+  private readonly ahead: WriteAhead;
   /** What its store still had to do when it started. */
   recovered: readonly TaskRecord[] = [];
   private readonly clock: LifeClock;
@@ -72,8 +88,11 @@ export class Daemon {
     this.clock = clock;
     const parts = options.parts ?? realParts;
     const store = parts.storeOf(options.store);
-    this.registry = new TaskRegistry(options.retentionMs);
-    this.runner = new parts.AttemptRunner(clock, options.metricsEveryMs, true);
+    const ahead = new parts.WriteAhead(options.journal, clock, silentLog, options.onFatal);
+    ahead.recover();
+    this.ahead = ahead;
+    this.registry = new TaskRegistry(options.retentionMs, limits.waitingInputBytesMax, ahead);
+    this.runner = new parts.AttemptRunner(clock, options.metricsEveryMs);
     this.supervisor = new Supervisor({
       clock,
       entropy: new SeededEntropy(seed + 2),
@@ -99,20 +118,26 @@ export class Daemon {
       registry: this.registry,
       archive: new TaskArchive(this.registry, store),
       store,
+      ahead,
       sessions: this.sessions,
       runner: this.runner,
       pools,
+      drained: options.drained ?? new Set(),
       attemptsMax: options.attemptsMax,
       batchMaxWaitMs: options.batchMaxWaitMs,
       fair: options.fair,
-      continues: true,
       cutAtDeadline: options.cutAtDeadline,
       minOnTimeProbability: options.minOnTimeProbability,
       onFatal: options.onFatal,
     });
     this.streams = new Streams(
       clock,
-      { heartbeatMs: 100, disconnectGraceMs: options.disconnectGraceMs, streamsPerKeyMax: 1e9 },
+      {
+        heartbeatMs: 100,
+        disconnectGraceMs: options.disconnectGraceMs,
+        microbatchMs: seed % 2 === 0 ? 0 : oddSeedsBatchMs,
+        streamsPerKeyMax: 1e9,
+      },
       (taskId, reason) => options.onUnwatched(taskId, () => this.dispatcher.cancel(taskId, reason)),
       (taskId) => this.dispatcher.noteWatched(taskId),
     );
@@ -149,6 +174,7 @@ export class Daemon {
     await clock.advance(2000);
     this.streams.close();
     this.sessions.close();
+    await this.ahead.close();
     this.registry.prune(Number.MAX_SAFE_INTEGER);
   }
 }

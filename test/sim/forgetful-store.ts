@@ -1,5 +1,6 @@
-/** A task store that keeps nothing: for long runs without a restart, where a real one would only cost memory. */
-import type { Recovered, StoredTask, TaskStore } from "../../src/ports/task-store.ts";
+/** A task store and a journal that keep nothing: for long runs without a restart, where real ones only cost memory. */
+import type { Journal, JournalRecovery } from "../../src/ports/journal.ts";
+import type { Recovered, StoredTask, StoredTranscript, TaskStore } from "../../src/ports/task-store.ts";
 
 export class ForgetfulStore implements TaskStore {
   recover(): Recovered {
@@ -19,6 +20,54 @@ export class ForgetfulStore implements TaskStore {
   }
   prune(): number {
     return 0;
+  }
+  transcripts(): readonly StoredTranscript[] {
+    return [];
+  }
+  findTranscript(): StoredTranscript | null {
+    return null;
+  }
+  removeTranscripts(): void {
+    // There is none.
+  }
+  transcriptTotals() {
+    return { count: 0, chars: 0 };
+  }
+  sizeBytes(): number {
+    return 0;
+  }
+  async close(): Promise<void> {
+    // Nothing is open.
+  }
+}
+
+export class ForgetfulJournal implements Journal {
+  recover(): JournalRecovery {
+    return { tasks: new Map(), damage: [] };
+  }
+  append(): void {
+    // Gone.
+  }
+  flush(): void {
+    // At once.
+  }
+  forget(): void {
+    // Nothing is known.
+  }
+  async compact(): Promise<boolean> {
+    return false;
+  }
+  transcripts(): readonly StoredTranscript[] {
+    return [];
+  }
+  findTranscript(): StoredTranscript | null {
+    return null;
+  }
+  removeTranscripts(): void {
+    // There is none.
+  }
+  transcriptTotals() {
+    return { count: 0, chars: 0 };
   }
   sizeBytes(): number {
     return 0;

@@ -12,8 +12,10 @@
  *  strict     a strict task is alone on its engine
  *  capacity   never more wait than there are places; refused only when they are taken
  *  deadline   nothing starts after its deadline
+ *  cuts       what is cut for another is batch, for an interactive task that waits, bounded, and the slot is that one's
  *  once       every accepted task ends exactly once
  */
+import type { Preemption } from "../../src/domain/preemption.ts";
 import type { Priority } from "../../src/domain/task.ts";
 import { FairRule, type Head } from "./fair-rule.ts";
 import { type Instance, Line, type Live, type LoadSeen, PoolSight, type Taken } from "./load-sight.ts";
@@ -27,6 +29,8 @@ export interface LoadCheckerOptions {
   readonly affinityWaitMs: number;
   /** Of deficit round robin, where `fair` is per-key. */
   readonly fairQuantumMs: number;
+  /** Of every pool. */
+  readonly preempt: Preemption | null;
 }
 
 export class LoadChecker implements EngineWatcher {
@@ -35,13 +39,17 @@ export class LoadChecker implements EngineWatcher {
     starts: 0,
     agedStarts: 0,
     putBacks: 0,
+    preempted: 0,
     engines: 0,
     enginesLost: 0,
     waitedStartsMax: 0,
   };
   private readonly pools: Map<string, PoolSight>;
   private readonly live = new Map<string, Live>();
-  private readonly running = new Map<number, { live: Live; reached: number; newWords: number }>();
+  private readonly running = new Map<
+    number,
+    { live: Live; reached: number; newWords: number; aborted: boolean }
+  >();
   private readonly instances = new Map<number, Instance>();
   private sent = 0;
   private instantMs = 0;
@@ -89,6 +97,7 @@ export class LoadChecker implements EngineWatcher {
       startsBefore: 0,
       ahead: 0,
       putBacksBefore: 0,
+      preempted: 0,
     });
   }
 
@@ -132,8 +141,18 @@ export class LoadChecker implements EngineWatcher {
       this.violation(`task ${live.nth} has no deadline and missed it at ${nowMs}`);
     if (code === "WORKER_RESET" && live.fruitless < attemptsMax)
       this.violation(`task ${live.nth} was given up after ${live.fruitless} attempts without a new word`);
-    if (live.phase === "waiting") this.leave(live);
+    if (live.phase === "waiting") {
+      this.leave(live);
+      // It may have been the one that a slot was cut for.
+      if (live.seen.priority === "interactive") this.forgetCuts(live.pool);
+    }
     this.live.delete(taskId);
+  }
+
+  /** For whom a slot was cut may have gone: then it is anybody's. */
+  private forgetCuts(pool: PoolSight): void {
+    pool.cutsSure = false;
+    pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
   }
 
   // ---- what engines see ----
@@ -159,7 +178,7 @@ export class LoadChecker implements EngineWatcher {
     pool.slots -= instance.slots;
     for (const { weight } of instance.taken.values()) pool.busy -= weight;
     // Starts that were decided for it may never reach it: they cannot be counted from here.
-    pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
+    this.forgetCuts(pool);
     this.instances.delete(id);
   }
 
@@ -174,7 +193,8 @@ export class LoadChecker implements EngineWatcher {
     this.judgeOrder(live, nowMs);
     this.judgeWait(live);
     const { deadlineMs } = live.seen;
-    if (deadlineMs !== null && live.atMs + deadlineMs < nowMs - 0.001)
+    const begins = live.reached === 0 && live.preempted === 0;
+    if (deadlineMs !== null && live.atMs + deadlineMs < nowMs - 0.001 && begins)
       this.violation(`task ${live.nth} started after its deadline`);
     const first = !live.cut;
     if (live.phase === "waiting") this.leave(live);
@@ -186,7 +206,7 @@ export class LoadChecker implements EngineWatcher {
       const weight = alone ? instance.slots : 1;
       instance.taken.set(slot, { live, alone, weight });
       instance.pool.busy += weight;
-      this.running.set(id, { live, reached: position, newWords: 0 });
+      this.running.set(id, { live, reached: position, newWords: 0, aborted: false });
     }
     if (first) this.began(taskId, first);
   }
@@ -210,8 +230,9 @@ export class LoadChecker implements EngineWatcher {
     generation.newWords += generation.reached - live.reached;
     live.reached = generation.reached;
   }
-  generationAborted(): void {
-    // The end follows.
+  generationAborted(id: number): void {
+    const generation = this.running.get(id);
+    if (generation !== undefined) generation.aborted = true;
   }
 
   generationEnded(id: number, how: "finished" | "refused" | "broken"): void {
@@ -219,14 +240,17 @@ export class LoadChecker implements EngineWatcher {
     const generation = this.running.get(id);
     this.running.delete(id);
     if (generation === undefined) return;
-    const { live, newWords } = generation;
+    const { live, newWords, aborted } = generation;
     if (live.phase !== "running") return;
     if (how !== "broken") {
       live.phase = "ending";
       return;
     }
-    live.fruitless = newWords > 0 ? 0 : live.fruitless + 1;
-    live.losses = newWords >= clearingWords ? 0 : live.losses + 1;
+    // No client cancels here, and no engine is silent for as long as a watchdog waits.
+    if (aborted) this.judgeCut(live, nowMs);
+    if (newWords > 0) live.fruitless = 0;
+    else if (!aborted) live.fruitless++;
+    if (!aborted) live.losses = newWords >= clearingWords ? 0 : live.losses + 1;
     live.alone = live.seen.strict || live.losses >= sharedLosses;
     this.counts.putBacks++;
     live.pool.putBacks++;
@@ -247,6 +271,35 @@ export class LoadChecker implements EngineWatcher {
 
   // ---- rules ----
 
+  private judgeCut(live: Live, nowMs: number): void {
+    const { pool, nth } = live;
+    this.counts.preempted++;
+    live.preempted++;
+    if (pool.owedSince.length === 0) pool.cutsSure = true;
+    pool.owedSince.push(nowMs);
+    pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
+    const most = this.options.preempt?.maxCuts ?? 0;
+    if (live.preempted > most) this.violation(`task ${nth} was cut ${live.preempted} of ${most} times`);
+    if (live.seen.priority !== "batch") this.violation(`interactive task ${nth} was cut`);
+    if (pool.waiting.interactive + pool.unanswered + pool.leftNow === 0)
+      this.violation(`task ${nth} was cut for nobody`);
+  }
+
+  /** Its slot may be one that was cut for it, or for one of its class. Infinity: it is not; else since when. */
+  private servedSinceMs({ pool, seen }: Live, nowMs: number): number {
+    const sinceMs = pool.owedSince[0];
+    if (sinceMs === undefined) return Number.POSITIVE_INFINITY;
+    pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
+    if (seen.priority === "interactive") {
+      pool.owedSince.shift();
+      return sinceMs;
+    }
+    const passed = this.oldestCertain(pool, "interactive", nowMs);
+    if (passed !== null && pool.cutsSure && passed.waitsSinceMs < sinceMs && sinceMs < nowMs)
+      this.violation(`a batch task took a slot that was cut for one like ${passed.nth}`);
+    return Number.POSITIVE_INFINITY;
+  }
+
   private judgeOrder(live: Live, nowMs: number): void {
     const { pool } = live;
     const { priority } = live.seen;
@@ -254,9 +307,11 @@ export class LoadChecker implements EngineWatcher {
     if (live.alone || pool.strict > 0) pool.startsSinceOvertaken = Number.POSITIVE_INFINITY;
     // Its turn was when it was called up.
     if (live.alone) return;
+    const servedSinceMs = this.servedSinceMs(live, nowMs);
     if (this.options.fair === "per-key") this.judgeFairness(live, nowMs);
     for (const other of this.lineOf(live).before(live.nth)) {
       if (other === live || !certain(other, nowMs) || other.alone) continue;
+      if (other.waitsSinceMs >= servedSinceMs) continue;
       if (this.mayBePassed(other, nowMs)) continue;
       this.violation(`task ${live.nth} started before task ${other.nth} of its class`);
       break;
@@ -434,7 +489,7 @@ export class LoadChecker implements EngineWatcher {
 
 /** After so many losses in a row a task runs alone, unless an attempt said so many new words. */
 const sharedLosses = 2;
-const clearingWords = 32;
+const clearingWords = 4;
 const attemptsMax = 3;
 
 /** It waited before this instant, and its deadline may not have ended it in this one. */

@@ -116,6 +116,7 @@ class LoadEngine implements EngineClient {
       slots,
       ctxPerSlot: 16_384,
       modelPath: null,
+      modelStamp: null,
       modelSizeBytes: null,
       modelParams: null,
       kvBytesPerToken: null,

@@ -40,6 +40,8 @@ export interface Live {
   startsBefore: number;
   ahead: number;
   putBacksBefore: number;
+  /** How often it was cut for an interactive task. */
+  preempted: number;
 }
 
 /** `weight`: the slots that it takes; one that runs alone takes its engine's others with it. */
@@ -116,6 +118,9 @@ export class PoolSight {
   cameNow = 0;
   unanswered = 0;
   startsSinceOvertaken = Number.POSITIVE_INFINITY;
+  /** When slots were cut that have not gone to an interactive task. */
+  owedSince: number[] = [];
+  cutsSure = true;
   readonly fair: Partial<Record<Priority, FairRule>> = {};
   readonly configured: number;
 

@@ -6,6 +6,7 @@
 
 import { limits } from "../../src/domain/limits.ts";
 import type { FullPolicy, PoolSpec } from "../../src/domain/pool.ts";
+import type { Preemption } from "../../src/domain/preemption.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { profile } from "../services/rig.ts";
@@ -13,7 +14,7 @@ import { poolSpec } from "../support/replicas.ts";
 import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
 import { Daemon, type Fair, type Parts, realParts } from "./daemon.ts";
 import { drawLoad, type Family, type LoadEnd, type LoadPlan, type LoadTask, nominalMs } from "./families.ts";
-import { ForgetfulStore } from "./forgetful-store.ts";
+import { ForgetfulJournal, ForgetfulStore } from "./forgetful-store.ts";
 import { LoadChecker } from "./load-checker.ts";
 import { LoadAdapter } from "./load-engine.ts";
 import { Scores } from "./scores.ts";
@@ -32,6 +33,8 @@ export interface LoadOptions {
   readonly tasks: number;
   readonly fair: Fair;
   readonly fullPolicy: FullPolicy;
+  /** Of every pool; absent: nobody is cut for others. */
+  readonly preempt?: Preemption | null;
   /** Broken on purpose, for tests of the checker. */
   readonly parts?: Parts;
 }
@@ -81,6 +84,7 @@ class LoadWorld {
         fair: options.fair,
         affinityWaitMs: limits.affinityWaitMs,
         fairQuantumMs: limits.fairQuantumMs,
+        preempt: options.preempt ?? null,
       },
       () => this.nowMs(),
       (taskId) => this.started(taskId),
@@ -97,7 +101,7 @@ class LoadWorld {
         this.scores.sessionTokens += of;
       },
     });
-    this.pools = pools.map(specOf);
+    this.pools = pools.map((pool) => ({ ...specOf(pool), preempt: options.preempt ?? null }));
     this.daemon = new Daemon({
       clock,
       seed: options.seed,
@@ -110,6 +114,7 @@ class LoadWorld {
       minOnTimeProbability: 0.05,
       retentionMs: 1000,
       store: new ForgetfulStore(),
+      journal: new ForgetfulJournal(),
       cutAtDeadline: false,
       metricsEveryMs: 1e9,
       sessions: { ttlMs: 600_000, turnsMax: 1_000_000 },
@@ -211,7 +216,7 @@ class LoadWorld {
     let last: Uint8Array | null = null;
     while (!cursor.done) {
       const bytes = cursor.take();
-      if (bytes === null) await cursor.next();
+      if (bytes === null) await new Promise<void>((resolve) => cursor.next(resolve));
       else last = bytes;
     }
     const code = last === null ? "nothing" : codeOfEnd(last);
@@ -276,6 +281,7 @@ const specOfTask = (taskId: string, task: LoadTask): TaskSpec => ({
   // The engine reads there whose generation it is.
   input: { kind: "prompt", prompt: taskId },
   poolId: task.poolId,
+  engine: "mock",
   pinned: false,
   modelRef: "mock:words",
   priority: task.priority,

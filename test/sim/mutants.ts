@@ -2,12 +2,21 @@
  * Daemons that are broken on purpose, each in one way, through the seams that the world has anyway. The checker is
  * worth something only as long as it notices every one of them.
  */
+import { limits } from "../../src/domain/limits.ts";
 import type { FullPolicy, ReplicaSnapshot, WarmUpSpeed } from "../../src/domain/pool.ts";
+import type { SchedulerState } from "../../src/domain/scheduler.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { EngineClient, GenerateSink } from "../../src/ports/engine.ts";
-import type { Recovered, StoredTask, StoreOp, TaskStore } from "../../src/ports/task-store.ts";
+import type {
+  Recovered,
+  StoredTask,
+  StoredTranscript,
+  StoreOp,
+  TaskStore,
+} from "../../src/ports/task-store.ts";
 import { type Attempt, type AttemptListener, AttemptRunner } from "../../src/services/attempt-runner.ts";
-import { Dispatcher, type DispatcherDeps } from "../../src/services/dispatcher.ts";
+import { Dispatcher } from "../../src/services/dispatcher.ts";
+import type { DispatcherDeps } from "../../src/services/dispatcher-deps.ts";
 import type { PlacementNote, Submitted } from "../../src/services/mailbox.ts";
 import type { TaskRegistry } from "../../src/services/task-registry.ts";
 import type { Parts } from "./daemon.ts";
@@ -176,15 +185,59 @@ class WideQueueDispatcher extends Dispatcher {
   }
 }
 
-class FaintheartedDispatcher extends Dispatcher {
-  constructor(deps: DispatcherDeps) {
-    super({ ...deps, continues: false });
+/** What broke off behind its first word it holds to be the task's own fault. */
+class FaintheartedRunner extends AttemptRunner {
+  override start(attempt: Attempt, listener: AttemptListener): void {
+    const told = Object.create(listener) as AttemptListener;
+    told.attemptEnded = (of, outcome, slotFree, result) => {
+      const lost = outcome.kind === "lost" && outcome.tokensProduced > 0;
+      listener.attemptEnded(of, lost ? { ...outcome, kind: "failed" } : outcome, slotFree, result);
+    };
+    super.start(attempt, told);
   }
 }
 
 class ForgetfulRunner extends AttemptRunner {
-  constructor(...[clock, metricsEveryMs]: ConstructorParameters<typeof AttemptRunner>) {
-    super(clock, metricsEveryMs, false);
+  override start(attempt: Attempt, listener: AttemptListener): void {
+    attempt.record.sent = [];
+    super.start(attempt, listener);
+  }
+}
+
+class LazyDispatcher extends Dispatcher {
+  override replicaReady(snapshot: ReplicaSnapshot, client: EngineClient, speed: WarmUpSpeed): void {
+    const slotsTotal = Math.max(1, snapshot.slotsTotal - 1);
+    super.replicaReady({ ...snapshot, slotsTotal }, client, speed);
+  }
+}
+
+class PessimisticDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    return { ...spec, deadlineMs: spec.deadlineMs === null ? null : spec.deadlineMs * 0.6 };
+  }
+}
+
+class StingyDispatcher extends ChangingDispatcher {
+  protected override changed(spec: TaskSpec): TaskSpec {
+    const { budget } = spec;
+    if (budget === null || budget.tokens === null) return spec;
+    return { ...spec, budget: { ...budget, tokens: Math.floor(budget.tokens * 0.7) } };
+  }
+}
+
+/** It always holds the next turn to be that of an aged one. */
+class AgedFirstDispatcher extends Dispatcher {
+  constructor(deps: DispatcherDeps) {
+    super(deps);
+    const { pools } = Reflect.get(this, "state") as SchedulerState;
+    const startsSinceAged = { get: () => limits.agedStartEvery - 1, set: () => undefined };
+    for (const pool of pools.values()) Object.defineProperty(pool, "startsSinceAged", startsSinceAged);
+  }
+}
+
+class HastyBatchDispatcher extends Dispatcher {
+  constructor(deps: DispatcherDeps) {
+    super({ ...deps, batchMaxWaitMs: 0 });
   }
 }
 
@@ -269,6 +322,18 @@ abstract class StoreBetween implements TaskStore {
   prune(...bounds: Parameters<TaskStore["prune"]>): number {
     return this.store.prune(...bounds);
   }
+  transcripts(limit: number): readonly StoredTranscript[] {
+    return this.store.transcripts(limit);
+  }
+  findTranscript(...id: Parameters<TaskStore["findTranscript"]>): StoredTranscript | null {
+    return this.store.findTranscript(...id);
+  }
+  removeTranscripts(ordinals: readonly number[]): void {
+    this.store.removeTranscripts(ordinals);
+  }
+  transcriptTotals() {
+    return this.store.transcriptTotals();
+  }
   sizeBytes(): number {
     return this.store.sizeBytes();
   }
@@ -336,6 +401,31 @@ export const mutants: readonly Mutant[] = [
     noticed: /watched \d+ interactive/,
   },
   {
+    what: "lets aged batch tasks go first more often than every fourth time",
+    parts: { Dispatcher: AgedFirstDispatcher },
+    noticed: /overtook after \d other starts/,
+  },
+  {
+    what: "takes batch tasks for aged at once",
+    parts: { Dispatcher: HastyBatchDispatcher },
+    noticed: /batch task \d+ started before interactive/,
+  },
+  {
+    what: "leaves a slot idle",
+    parts: { Dispatcher: LazyDispatcher },
+    noticed: /had a free slot while \d+ tasks waited/,
+  },
+  {
+    what: "gives up what could still be done in time",
+    parts: { Dispatcher: PessimisticDispatcher },
+    noticed: /ended with DEADLINE_UNMET, but its deadline was/,
+  },
+  {
+    what: "refuses what would fit into its budget",
+    parts: { Dispatcher: StingyDispatcher },
+    noticed: /was told BUDGET_EXHAUSTED at/,
+  },
+  {
     what: "lets later tasks overtake earlier ones",
     parts: { Dispatcher: OvertakingDispatcher },
     noticed: /before task \d+ of its class/,
@@ -363,7 +453,7 @@ export const mutants: readonly Mutant[] = [
   { what: "tries once too often", parts: { Dispatcher: StubbornDispatcher }, noticed: /had 4 attempts/ },
   {
     what: "gives up what was cut after its first word",
-    parts: { Dispatcher: FaintheartedDispatcher },
+    parts: { AttemptRunner: FaintheartedRunner },
     noticed: /had not broken off its last chance|had cut its last chance/,
   },
   {

@@ -4,12 +4,15 @@
  * code with src. Judged against what was so in an earlier instant, see there.
  */
 import type { FullPolicy } from "../../src/domain/pool.ts";
+import type { Preemption } from "../../src/domain/preemption.ts";
+import { PreemptionRules } from "./preemption-rules.ts";
 import type { TaskStory } from "./task-story.ts";
 
 export interface PoolRulesOptions {
   readonly id: string;
   readonly capacity: number;
   readonly fullPolicy: FullPolicy;
+  readonly preempt: Preemption | null;
   readonly batchMaxWaitMs: number;
   readonly fair: "fifo" | "per-key";
   /** So long a session's turn may be passed, while the engine that holds its context is soon free. */
@@ -20,6 +23,12 @@ export interface Taken {
   readonly story: TaskStory;
   /** When it started. */
   readonly alone: boolean;
+  /** The daemon cut its attempt, and the engine has not freed the slot yet. */
+  letGo: boolean;
+  /** It was lost: until the slot is freed nothing need start on the engine. */
+  lost: boolean;
+  /** When the engine broke off: nothing may start there before it has freed the slot. */
+  lostAtMs: number | null;
 }
 
 export interface Instance {
@@ -36,20 +45,55 @@ export class PoolRules {
   /** Sent and not known to be over before this instant. */
   readonly live = new Set<TaskStory>();
   readonly instances = new Set<Instance>();
+  readonly preemption: PreemptionRules;
   agedStarts = 0;
+  /** Null: nobody has drained it. */
+  drainedAtMs: number | null = null;
+  /** The deadline of the drain. */
+  cutAtMs: number | null = null;
+  /** What ran at the deadline. */
+  readonly mustEnd = new Set<TaskStory>();
   /** Starts that are not aged ones since the last aged one that overtook; Infinity: not known. */
   private startsSinceOvertaken = Number.POSITIVE_INFINITY;
   private idleSinceMs: number | null = null;
+  private countedBefore = 0;
   /** Starts of this instant before others that may have had their turn unseen. */
   private passed: { readonly story: TaskStory; readonly passed: TaskStory; readonly sinceMs: number }[] = [];
 
   constructor(
     readonly options: PoolRulesOptions,
     private readonly violation: (what: string) => void,
-  ) {}
+  ) {
+    this.preemption = new PreemptionRules(options.preempt, violation);
+  }
+
+  drained(nowMs: number): void {
+    this.drainedAtMs ??= nowMs;
+  }
+
+  /** Whose turns were given before, nobody has seen. */
+  resumed(): void {
+    this.drainedAtMs = null;
+    this.cutAtMs = null;
+    this.mustEnd.clear();
+    this.idleSinceMs = null;
+    this.preemption.doubt();
+    this.countAnew();
+  }
+
+  /** What ends now, ends because of the drain. */
+  cutsAt(nowMs: number): boolean {
+    return this.cutAtMs === nowMs;
+  }
+
+  judgeHeld(story: TaskStory, nowMs: number): void {
+    if (this.drainedAtMs !== null && this.drainedAtMs < nowMs)
+      this.violation(`task ${story.nth} started in ${this.options.id}, which is drained`);
+  }
 
   /** Starts that were decided for a lost engine may never reach it: they cannot be counted from here. */
   lostCount(): void {
+    this.preemption.doubt();
     this.startsSinceOvertaken = Number.POSITIVE_INFINITY;
   }
 
@@ -70,11 +114,19 @@ export class PoolRules {
   /** Order among the starts of the pool. A strict task has its turn when it is called up, which nobody sees. */
   judgeOrder(story: TaskStory, nowMs: number): void {
     const waiting = [...this.live].filter((s) => s !== story && s.certainlyWaits(nowMs));
-    const unseenTurns = [...this.live].some((s) => (s.alone || s.startsUnseen) && s.accepted);
+    // For whom another was cut has had its turn then.
+    const unseenTurns =
+      this.preemption.owes || [...this.live].some((s) => (s.alone || s.startsUnseen) && s.accepted);
+    const servedSinceMs = this.preemption.servedSinceMs(story);
+    this.preemption.started(story, waiting);
     if (unseenTurns) this.countAnew();
     if (story.alone) return;
     const passed = waiting.find(
-      (s) => this.inLine(s, story) && s.nth < story.nth && !this.mayBePassed(s, nowMs),
+      (s) =>
+        this.inLine(s, story) &&
+        s.nth < story.nth &&
+        s.waitsSinceMs < servedSinceMs &&
+        !this.mayBePassed(s, nowMs),
     );
     if (passed?.startsUnseen) this.passed.push({ story, passed, sinceMs: passed.waitsSinceMs });
     else if (passed !== undefined) this.sayPassed(story, passed);
@@ -202,12 +254,15 @@ export class PoolRules {
   judgeRest(nowMs: number, instantMs: number): void {
     this.judgePassed();
     const waiting = [...this.live].filter((s) => s.accepted && s.phase === "waiting");
-    const counted = waiting.filter((s) => s.cutAtMs === null).length;
-    if (counted > this.options.capacity)
+    const counted = waiting.filter((s) => s.cutAtMs === null);
+    // What had started unseen when the daemon was killed waits again beside a full queue; only so many may be too many.
+    const grown = counted.length > this.countedBefore && counted.some((s) => !s.recovered);
+    this.countedBefore = counted.length;
+    if (counted.length > this.options.capacity && grown)
       this.violation(
-        `${counted} tasks waited in ${this.options.id}, which has ${this.options.capacity} places`,
+        `${counted.length} tasks waited in ${this.options.id}, which has ${this.options.capacity} places`,
       );
-    this.judgeIdle(waiting, nowMs, instantMs);
+    if (this.drainedAtMs === null) this.judgeIdle(waiting, nowMs, instantMs);
   }
 
   private judgeIdle(waiting: readonly TaskStory[], nowMs: number, instantMs: number): void {
@@ -215,7 +270,7 @@ export class PoolRules {
     const kept = waiting.some((s) => s.alone) ? 1 : 0;
     const others = waiting.filter((s) => !s.alone);
     const idle = [...this.instances].filter(
-      (i) => i.taken.size < i.slots && ![...i.taken.values()].some((s) => s.alone),
+      (i) => i.taken.size < i.slots && ![...i.taken.values()].some((s) => s.alone || s.lost),
     );
     const [first] = idle;
     if (first === undefined || idle.length <= kept || others.length === 0) {

@@ -3,6 +3,7 @@
  * stream, stalls, answers late, refuses, frees a slot late or not at all. Everything it is asked and does is told
  * to an `EngineWatcher`; it decides nothing that the daemon should decide.
  */
+import { assert } from "../../src/domain/assert.ts";
 import type { EngineIdentity, PoolSpec, WarmUpSpeed } from "../../src/domain/pool.ts";
 import type { Clock, Timer } from "../../src/ports/clock.ts";
 import {
@@ -12,6 +13,7 @@ import {
   type GenerateRequest,
   type GenerateResult,
   type GenerateSink,
+  isChat,
 } from "../../src/ports/engine.ts";
 import type { Draw, FaultRates } from "./workload.ts";
 
@@ -31,6 +33,7 @@ const taskIdLength = 36;
 
 /** The prompt is the task's id and the words that were sent already; as tokens, its UTF-16 units. */
 function askedOf({ prompt, maxTokens }: GenerateRequest): Asked {
+  assert(!isChat(prompt), "it renders templates");
   const text = typeof prompt === "string" ? prompt : String.fromCharCode(...prompt);
   const taskId = text.slice(0, taskIdLength);
   const said = text.slice(taskIdLength);
@@ -177,6 +180,7 @@ class ScriptedEngine implements EngineClient {
       slots,
       ctxPerSlot: 4096,
       modelPath: null,
+      modelStamp: null,
       modelSizeBytes: null,
       modelParams: null,
       kvBytesPerToken: null,

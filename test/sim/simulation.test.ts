@@ -5,11 +5,14 @@
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { Dispatcher, type DispatcherDeps } from "../../src/services/dispatcher.ts";
+import { Dispatcher } from "../../src/services/dispatcher.ts";
+import type { DispatcherDeps } from "../../src/services/dispatcher-deps.ts";
 import { realParts } from "./daemon.ts";
+import { drainMutants } from "./drain-mutants.ts";
 import { families } from "./families.ts";
 import { simulateLoad } from "./load-world.ts";
 import { mutants } from "./mutants.ts";
+import { preemptionMutants } from "./preemption-mutants.ts";
 import { type SimulationResult, simulate } from "./world.ts";
 
 const tasks = 300;
@@ -45,7 +48,7 @@ describe("every rule holds", () => {
   test("for fixed seeds, and they do meet what the rules are about", async () => {
     const seen = {
       ...{ engines: 0, enginesLost: 0, agedStarts: 0, restarts: 0 },
-      ...{ putBacks: 0, continued: 0, suspects: 0, tokens: 0 },
+      ...{ putBacks: 0, preempted: 0, continued: 0, suspects: 0, tokens: 0, drainCuts: 0 },
     };
     const outcomes = new Map<string, number>();
     for (let seed = 1; seed <= 20; seed++) {
@@ -87,10 +90,10 @@ test("the same seed is the same run", async () => {
 });
 
 describe("the checker notices a daemon that", () => {
-  for (const { what, parts, noticed } of mutants)
+  for (const { what, parts, noticed } of [...mutants, ...preemptionMutants, ...drainMutants])
     test(what, async () => {
       const said: string[] = [];
-      for (let seed = 1; seed <= 30 && !said.some((line) => noticed.test(line)); seed++)
+      for (let seed = 1; seed <= 90 && !said.some((line) => noticed.test(line)); seed++)
         said.push(...(await simulate(seed, tasks, { ...realParts, ...parts })).violations);
       expect(said.find((line) => noticed.test(line)) ?? said.join("\n")).toMatch(noticed);
     });
@@ -104,6 +107,25 @@ describe("a load of the family", () => {
         expect(run.violations).toEqual([]);
         const { accepted, refusals } = run.scores;
         expect(accepted + [...refusals.values()].reduce((a, b) => a + b, 0)).toBe(2000);
+      });
+});
+
+describe("a load with preemption of the family", () => {
+  const preempt = { maxWaitMs: 500, maxCuts: 2, minGainMs: 100 };
+  for (const family of families)
+    for (const fair of ["fifo", "per-key"] as const)
+      test(`${family}, ${fair}, keeps the rules`, async () => {
+        const run = await simulateLoad({
+          family,
+          seed: 11,
+          tasks: 2000,
+          fair,
+          fullPolicy: "reject",
+          preempt,
+        });
+        expect(run.violations).toEqual([]);
+        expect(run.counts.preempted).toBeGreaterThan(5);
+        expect(run.scores.failures.get("WORKER_RESET") ?? 0).toBe(0);
       });
 });
 

@@ -3,6 +3,7 @@
  * watches, who cancels, how often engines fail. The same seed and number of tasks is the same workload.
  */
 import { type FullPolicy, fullPolicies } from "../../src/domain/pool.ts";
+import type { Preemption } from "../../src/domain/preemption.ts";
 import type { Priority } from "../../src/domain/task.ts";
 import { SeededEntropy } from "../support/virtual-clock.ts";
 
@@ -13,6 +14,7 @@ export interface PoolPlan {
   readonly capacity: number;
   readonly preload: boolean;
   readonly fullPolicy: FullPolicy;
+  readonly preempt: Preemption | null;
 }
 
 export interface ViewerPlan {
@@ -57,6 +59,15 @@ export interface FaultRates {
   readonly generation: number;
 }
 
+/** An operator drains a pool, and resumes it. */
+export interface DrainPlan {
+  readonly poolId: string;
+  readonly atMs: number;
+  /** So long what runs may go on. */
+  readonly deadlineMs: number;
+  readonly resumesMs: number;
+}
+
 /** The daemon ends, is away for a while, and comes back with what it had stored. */
 export interface StopPlan {
   readonly atMs: number;
@@ -76,6 +87,7 @@ export interface Workload {
   readonly cutAtDeadline: boolean;
   readonly sessions: { readonly ttlMs: number; readonly turnsMax: number };
   readonly stop: StopPlan | null;
+  readonly drains: readonly DrainPlan[];
   /** Virtual time after which no client sends anything new and engines behave. */
   readonly faultsUntilMs: number;
 }
@@ -115,6 +127,7 @@ export function drawWorkload(seed: number, count: number, plain = false): Worklo
   const draw = new Draw(new SeededEntropy(seed));
   // Its own numbers, so that what is drawn here leaves times and lengths as they are.
   const more = new Draw(new SeededEntropy(seed + 0x5eed));
+  const cuts = new Draw(new SeededEntropy(seed + 0xc075));
   const traits = plain ? plainTraits : drawTraits(more);
   const pools = Array.from({ length: draw.int(1, 2) }, (_, at) => ({
     id: `p${at}`,
@@ -123,6 +136,7 @@ export function drawWorkload(seed: number, count: number, plain = false): Worklo
     capacity: draw.int(2, 24),
     preload: draw.chance(0.7),
     fullPolicy: plain ? ("reject" as const) : more.of(fullPolicies),
+    preempt: plain || cuts.chance(0.5) ? null : drawPreemption(cuts),
   }));
   const slots = pools.reduce((sum, p) => sum + p.slots * p.replicas, 0);
   const load = draw.between(0.4, 1.8);
@@ -139,19 +153,30 @@ export function drawWorkload(seed: number, count: number, plain = false): Worklo
       );
   }
   const calm = draw.chance(0.15);
+  const faults = calm
+    ? { start: 0, generation: 0 }
+    : { start: draw.between(0, 0.6), generation: draw.between(0, 0.25) };
+  const batchMaxWaitMs = draw.int(100, 800);
+  const stop = drawStop(draw, more, traits, atMs);
   return {
     seed,
     pools,
     tasks,
-    faults: calm
-      ? { start: 0, generation: 0 }
-      : { start: draw.between(0, 0.6), generation: draw.between(0, 0.25) },
-    batchMaxWaitMs: draw.int(100, 800),
-    stop: drawStop(draw, more, traits, atMs),
+    faults,
+    batchMaxWaitMs,
+    stop,
+    drains: plain ? [] : drawDrains(new Draw(new SeededEntropy(seed + 0xd4a1)), pools, atMs, stop),
     faultsUntilMs: atMs + 500,
     ...traits,
   };
 }
+
+/** A generation takes tens of milliseconds here. */
+const drawPreemption = (draw: Draw): Preemption => ({
+  maxWaitMs: draw.chance(0.3) ? 0 : draw.between(1, 60),
+  maxCuts: draw.int(1, 3),
+  minGainMs: draw.between(0, 4),
+});
 
 interface Traits {
   readonly fair: "fifo" | "per-key";
@@ -181,6 +206,23 @@ const drawTraits = (draw: Draw): Traits => ({
   keys: draw.int(1, 4),
   killShare: 0.3,
 });
+
+/** Some last while the daemon is away. */
+function drawDrains(
+  draw: Draw,
+  pools: readonly PoolPlan[],
+  untilMs: number,
+  stop: StopPlan | null,
+): DrainPlan[] {
+  return pools
+    .filter(() => draw.chance(0.35))
+    .map(({ id: poolId }) => ({
+      poolId,
+      atMs: stop !== null && draw.chance(0.5) ? Math.max(0, stop.atMs - 20) : draw.between(0, untilMs),
+      deadlineMs: draw.chance(0.3) ? 0 : draw.between(1, 200),
+      resumesMs: draw.between(0, 1000),
+    }));
+}
 
 function drawStop(draw: Draw, more: Draw, { killShare }: Traits, untilMs: number): StopPlan | null {
   const drained = draw.chance(0.15)

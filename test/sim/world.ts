@@ -3,7 +3,7 @@
  * scripted engines, with clients who do what a workload says. One seed is one run, always the same.
  *
  * Two phases: faults while clients send, then engines behave and everything must settle within `settleMs`. In the
- * first one the daemon may be killed, or told to stop, and come back later with what its store kept.
+ * first one the daemon may be killed, or told to stop, and come back later with what its store and its journal kept.
  */
 
 import { limits } from "../../src/domain/limits.ts";
@@ -11,6 +11,7 @@ import type { PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { profile } from "../services/rig.ts";
+import { MemoryJournal } from "../support/memory-journal.ts";
 import { MemoryTaskStore } from "../support/memory-store.ts";
 import { poolSpec } from "../support/replicas.ts";
 import { readableOf } from "../support/viewer-readable.ts";
@@ -19,6 +20,7 @@ import { Checker } from "./checker.ts";
 import { Daemon, type Parts, realParts } from "./daemon.ts";
 import { ScriptedAdapter } from "./scripted-engine.ts";
 import {
+  type DrainPlan,
   Draw,
   drawWorkload,
   type PoolPlan,
@@ -30,6 +32,8 @@ import {
 
 const attemptsMax = 3;
 const disconnectGraceMs = 120;
+const firstTokenMs = 250;
+const interTokenMs = 120;
 /** Generous: what waits at the end of the faults is at most the capacities, and engines come back in seconds. */
 const settleMs = 60_000;
 
@@ -41,6 +45,8 @@ export interface SimulationResult {
   readonly starts: number;
   readonly agedStarts: number;
   readonly putBacks: number;
+  /** Of them, batch tasks that were cut for interactive ones. */
+  readonly preempted: number;
   /** Starts of tasks that had said something, and of those that were suspected. */
   readonly continued: number;
   readonly suspects: number;
@@ -48,6 +54,8 @@ export interface SimulationResult {
   readonly enginesLost: number;
   readonly restarts: number;
   readonly tokens: number;
+  /** Attempts that the deadline of a drain has cut. */
+  readonly drainCuts: number;
   readonly virtualMs: number;
 }
 
@@ -59,7 +67,8 @@ const specOf = (plan: PoolPlan): PoolSpec =>
     preload: plan.preload,
     queueCapacity: plan.capacity,
     fullPolicy: plan.fullPolicy,
-    timeouts: { loadMs: 700, firstTokenMs: 250, interTokenMs: 120, stopGraceMs: 50 },
+    preempt: plan.preempt,
+    timeouts: { loadMs: 700, firstTokenMs, interTokenMs, stopGraceMs: 50 },
   });
 
 /** `plain`: see drawWorkload. */
@@ -87,9 +96,12 @@ class World {
   private readonly pools: readonly PoolSpec[];
   private readonly plans = new Map<string, TaskPlan>();
   private store = new MemoryTaskStore();
+  private journal = new MemoryJournal();
   /** null while it is away. */
   private daemon: Daemon | null = null;
   private viewers: Viewer[] = [];
+  /** Pools that are drained, also while the daemon is away. */
+  private readonly drained = new Set<string>();
   private refused = 0;
   private unsent = 0;
 
@@ -107,6 +119,7 @@ class World {
         attemptsMax,
         cutAtDeadline,
         disconnectGraceMs,
+        watchdogs: { firstTokenMs, interTokenMs },
       },
       () => clock.nowMs() - 1_000_000,
     );
@@ -120,6 +133,7 @@ class World {
     this.daemon = this.newDaemon();
     this.daemon.start();
     for (const plan of workload.tasks) clock.setTimer(plan.atMs, () => this.send(plan));
+    for (const drain of workload.drains) clock.setTimer(drain.atMs, () => this.drain(drain));
     const { stop } = workload;
     if (stop !== null) clock.setTimer(stop.atMs, () => this.stop(stop));
     await clock.advance(workload.faultsUntilMs);
@@ -138,6 +152,7 @@ class World {
       pools: this.pools,
       adapter: this.adapter,
       store: this.store,
+      journal: this.journal,
       batchMaxWaitMs: workload.batchMaxWaitMs,
       attemptsMax,
       fair: workload.fair,
@@ -149,7 +164,9 @@ class World {
       disconnectGraceMs,
       metricsEveryMs: 40,
       restart: { backoffMs: 20, backoffMaxMs: 400, breakerFailures: 3, breakerWindowMs: 1500 },
-      onFatal: (error) => checker.violation(`a turn broke: ${String(error)}`),
+      drained: this.drained,
+      onFatal: (error) =>
+        checker.violation(`a turn broke: ${error instanceof Error ? error.stack : String(error)}`),
       onUnwatched: (taskId, cancel) => {
         checker.disconnected(taskId);
         void cancel().then(() => {
@@ -162,7 +179,7 @@ class World {
   }
 
   result(): SimulationResult {
-    const { violations, stories, counts, agedStarts } = this.checker;
+    const { violations, stories, counts, agedStarts, preempted } = this.checker;
     const outcomes: Record<string, number> = {};
     if (this.unsent > 0) outcomes.unsent = this.unsent;
     for (const { refused, terminal, unheard } of stories.values()) {
@@ -178,9 +195,30 @@ class World {
       outcomes,
       refused,
       agedStarts,
+      preempted,
       ...counts,
       virtualMs: Math.round(faultsUntilMs),
     };
+  }
+
+  // ---- an operator drains and resumes ----
+
+  private drain({ poolId, deadlineMs, resumesMs }: DrainPlan): void {
+    const { checker, clock, daemon } = this;
+    if (daemon === null) return;
+    this.drained.add(poolId);
+    checker.drained(poolId);
+    void daemon.dispatcher.tell({ type: "pool_held", poolId, by: "drain" });
+    this.after(deadlineMs, () => {
+      if (this.daemon !== daemon || !this.drained.has(poolId)) return;
+      checker.drainDeadline(poolId);
+      void daemon.dispatcher.tell({ type: "hold_deadline_passed", poolId, by: "drain" });
+    });
+    clock.setTimer(resumesMs, () => {
+      this.drained.delete(poolId);
+      checker.resumed(poolId);
+      void this.daemon?.dispatcher.tell({ type: "pool_released", poolId, by: "drain" });
+    });
   }
 
   // ---- the daemon goes and comes back ----
@@ -218,16 +256,21 @@ class World {
 
   private comeBack(): void {
     this.store = this.store.reopen("kill");
+    this.journal = this.journal.reopen();
     const daemon = this.newDaemon();
     this.daemon = daemon;
     daemon.start();
     const records = daemon.recovered;
     const { checker, store } = this;
-    const live = records.map(({ spec }) => spec.taskId);
+    const live = records.map(({ spec: { taskId }, tokensOut, log }) => ({
+      taskId,
+      words: tokensOut,
+      seen: log.length > 0,
+    }));
     checker.cameBack(live, (taskId) => (store.find(taskId)?.ended ?? null) !== null);
     for (const record of records) {
       const plan = this.plans.get(record.spec.taskId);
-      if (plan !== undefined) void this.tap(daemon, record, plan);
+      if (plan !== undefined) this.tap(daemon, record, plan);
     }
   }
 
@@ -246,7 +289,7 @@ class World {
         // What a daemon says after its end reaches nobody.
         if (this.daemon !== daemon) return;
         checker.accepted(taskId);
-        void this.tap(daemon, record, plan);
+        this.tap(daemon, record, plan);
         for (const viewer of plan.viewers)
           this.after(viewer.comesMs, () => void this.watch(daemon, record, viewer));
       },
@@ -275,20 +318,26 @@ class World {
   }
 
   /** The first and fastest reader of every log. */
-  private async tap(daemon: Daemon, record: TaskRecord, { cancelAtToken, taskId }: TaskPlan): Promise<void> {
+  private tap(daemon: Daemon, record: TaskRecord, { cancelAtToken, taskId }: TaskPlan): void {
     const cursor = record.log.open(-1);
     const decoder = new TextDecoder();
     let canceled = cancelAtToken === null;
-    while (this.daemon === daemon) {
-      const bytes = cursor.take();
-      if (bytes !== null) this.checker.frames(taskId, decoder.decode(bytes, { stream: true }));
-      else if (cursor.done) break;
-      else if (!canceled && record.log.tokenCount >= (cancelAtToken ?? 0)) {
-        canceled = true;
-        this.cancel(taskId);
-      } else await cursor.next();
-    }
-    cursor.close();
+    const read = (): void => {
+      while (this.daemon === daemon) {
+        const bytes = cursor.take();
+        if (bytes !== null) this.checker.frames(taskId, decoder.decode(bytes, { stream: true }));
+        else if (cursor.done) break;
+        else if (!canceled && record.log.tokenCount >= (cancelAtToken ?? 0)) {
+          canceled = true;
+          this.cancel(taskId);
+        } else {
+          cursor.next(read);
+          return;
+        }
+      }
+      cursor.close();
+    };
+    read();
   }
 
   /** A client with a stream, at its own pace; it stays or leaves. */
@@ -366,6 +415,7 @@ const taskSpecOf = (plan: TaskPlan): TaskSpec => ({
   // The scripted engine reads there whose generation it is.
   input: { kind: "prompt", prompt: plan.taskId },
   poolId: plan.poolId,
+  engine: "mock",
   pinned: false,
   modelRef: "mock:words",
   priority: plan.priority,

@@ -7,7 +7,7 @@ import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } 
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import type { PoolSpec } from "../../src/domain/pool.ts";
-import type { Sampling } from "../../src/domain/task.ts";
+import type { Sampling, Workload } from "../../src/domain/task.ts";
 import { LlamaCppAdapter } from "../../src/infra/engines/llamacpp.ts";
 import { SystemClock, SystemEntropy } from "../../src/infra/system-clock.ts";
 import type { EngineClient, GenerateRequest, GenerateSink, LaunchPlan } from "../../src/ports/engine.ts";
@@ -105,6 +105,87 @@ export async function startLlamaCpp(
     throw new Error(`the engine did not start: ${String(error)}\n${engine.lines.slice(-20).join("\n")}`);
   }
   return engine;
+}
+
+export interface StartedServer {
+  /** With the path of its OpenAI API. */
+  readonly url: string;
+  /** SIGKILL; resolves once it is reaped. Idempotent. */
+  kill(): Promise<void>;
+  stop(): Promise<void>;
+}
+
+/** A llama-server that nobody supervises, on a free port of this machine: for tests that take it for one elsewhere. */
+export async function startLlamaServer(
+  modelPath: string,
+  workload: Workload,
+  key: string,
+  port = 0,
+): Promise<StartedServer> {
+  const runDir = mkdtempSync(join(tmpdir(), "orchd-server-"));
+  const keyPath = join(runDir, "key");
+  writeFileSync(keyPath, `${key}\n`, { mode: 0o600 });
+  const slots = workload === "completion" ? 2 : 1;
+  const flags = {
+    completion: ["-b", "64"],
+    embedding: ["--embeddings", "--pooling", "mean"],
+    rerank: ["--rerank"],
+  };
+  const child = Bun.spawn(
+    [
+      ...[
+        engineBin(),
+        "-m",
+        modelPath,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        String(port),
+        "--api-key-file",
+        keyPath,
+      ],
+      ...[
+        "--no-ui",
+        "--offline",
+        "-np",
+        String(slots),
+        "--no-kv-unified",
+        "-c",
+        String(slots * 2048),
+        "-t",
+        "1",
+      ],
+      ...flags[workload],
+    ],
+    { cwd: runDir, stdin: "ignore", stdout: "pipe", stderr: "pipe", detached: true },
+  );
+  const listens = Promise.withResolvers<string>();
+  const onLine = (line: string) => {
+    const match = /listening on (http:\/\/[\d.]+:\d+)/.exec(line);
+    if (match?.[1] !== undefined) listens.resolve(match[1]);
+  };
+  const drained = Promise.all([drain(child.stdout, onLine), drain(child.stderr, onLine)]);
+  const kill = async () => {
+    child.kill("SIGKILL");
+    await child.exited;
+    await drained;
+  };
+  const stop = async () => {
+    await kill();
+    rmSync(runDir, { recursive: true, force: true });
+  };
+  try {
+    const origin = await within(startMsMax, "the server listens", listens.promise);
+    await within(startMsMax, "the server is healthy", healthy(origin));
+    return { url: `${origin}/v1`, kill, stop };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+async function healthy(origin: string): Promise<void> {
+  while (!(await fetch(`${origin}/health`)).ok) await new Promise<void>((done) => clock.setTimer(10, done));
 }
 
 function startPlan(plan: LaunchPlan, runDir: string): StartedEngine {

@@ -3,14 +3,9 @@
  * answers the test gives, and a listener that remembers. Over a VirtualClock nothing here takes real time.
  */
 import { assert } from "../../src/domain/assert.ts";
+import type { EngineKind } from "../../src/domain/engine-kind.ts";
 import { OrchestratorError } from "../../src/domain/errors.ts";
-import type {
-  EngineKind,
-  PoolSpec,
-  ReplicaFailure,
-  ReplicaSnapshot,
-  WarmUpSpeed,
-} from "../../src/domain/pool.ts";
+import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../../src/domain/pool.ts";
 import type { EngineAdapter, EngineClient, LaunchPlan } from "../../src/ports/engine.ts";
 import { EngineError } from "../../src/ports/engine.ts";
 import type { ProcessExit, ProcessHost, StartedProcess, StartRequest } from "../../src/ports/process.ts";

@@ -8,13 +8,15 @@ export function journalToken(taskId: string, seq: number, round = 0): JournalRec
   const bytes = utf8.encode(
     `id: ${seq}\nevent: token\ndata: {"t":${JSON.stringify(text)},"i":${seq - 1}}\n\n`,
   );
-  // Every fifth without ids, some with several, as from a text of many bytes.
-  const tokenIds = Array.from({ length: seq % 3 }, (_, index) => (seq * 31 + index) * 97);
+  // Every fifth without ids, some with several, as from a text of many bytes, and some that the engine did not name.
+  const tokenIds = Array.from({ length: seq % 3 }, (_, index) =>
+    seq % 7 === 1 && index === 0 ? -1 : (seq * 31 + index) * 97,
+  );
   return seq % 5 === 4 ? { kind: "token", seq, bytes } : { kind: "token", seq, bytes, tokenIds };
 }
 
 export const journalRecord = (
-  kind: "started" | "metrics" | "cut" | "begin_again",
+  kind: "started" | "metrics" | "attempt" | "begin_again",
   taskId: string,
   seq: number,
 ): JournalRecord => ({ kind, seq, bytes: utf8.encode(`${kind} ${taskId} ${seq}`) });

@@ -57,7 +57,8 @@ export class MemoryJournal implements Journal {
     if (kind !== null) throw new JournalError(kind, `asked for: ${kind}`);
     for (const { taskId, record } of this.#pending) {
       const records = record.kind === "begin_again" ? [] : (this.written.get(taskId) ?? []);
-      records.push(structuredClone(record));
+      // The owner of the bytes may change them from now on.
+      records.push({ ...record, bytes: record.bytes.slice() });
       this.written.set(taskId, records);
     }
     this.#pending = [];
@@ -90,6 +91,10 @@ export class MemoryJournal implements Journal {
     this.#failNext = kind;
   }
 
+  tasks(): string[] {
+    return [...this.written.keys()];
+  }
+
   /** The next process finds the task's log damaged: its last `lost` records are not there. */
   damage(taskId: string, lost: number): void {
     const records = this.written.get(taskId) ?? [];
@@ -98,7 +103,7 @@ export class MemoryJournal implements Journal {
   }
 
   reopen(): MemoryJournal {
-    const next = new MemoryJournal(this.written);
+    const next = new MemoryJournal(new Map([...this.written].map(([id, records]) => [id, [...records]])));
     for (const taskId of this.#damaged) next.#damaged.add(taskId);
     return next;
   }

@@ -7,11 +7,13 @@
  */
 import { assert, assertNever } from "../../src/domain/assert.ts";
 import {
+  type NewTranscript,
   type Recovered,
   type StoredAllowance,
   type StoredSession,
   type StoredTask,
   type StoredTaskQuery,
+  type StoredTranscript,
   StoreError,
   type StoreErrorKind,
   type StoreOp,
@@ -24,24 +26,35 @@ interface Content {
   tasks: Map<string, StoredTask>;
   sessions: Map<string, StoredSession>;
   allowances: Map<string, StoredAllowance>;
+  /** By ordinal; in the order in which they came. */
+  transcripts: Map<number, NewTranscript>;
   ordinals: Set<number>;
   highest: number;
+  transcriptsEver: number;
 }
 
 const empty = (): Content => ({
   tasks: new Map(),
   sessions: new Map(),
   allowances: new Map(),
+  transcripts: new Map(),
   ordinals: new Set(),
   highest: 0,
+  transcriptsEver: 0,
 });
-const copyOf = ({ tasks, sessions, allowances, ordinals, highest }: Content): Content => ({
-  tasks: new Map(tasks),
-  sessions: new Map(sessions),
-  allowances: new Map(allowances),
-  ordinals: new Set(ordinals),
-  highest,
+const copyOf = (content: Content): Content => ({
+  ...content,
+  tasks: new Map(content.tasks),
+  sessions: new Map(content.sessions),
+  allowances: new Map(content.allowances),
+  transcripts: new Map(content.transcripts),
+  ordinals: new Set(content.ordinals),
 });
+
+type Change =
+  | readonly StoreOp[]
+  | { readonly prunedIds: readonly string[] }
+  | { readonly removedTranscripts: readonly number[] };
 
 export class MemoryTaskStore implements TaskStore {
   /** Batches written, for tests that count transactions. */
@@ -54,7 +67,7 @@ export class MemoryTaskStore implements TaskStore {
   #syncFailure: StoreError | null = null;
   #held: (() => void)[] | null = null;
   /** Since the last sync, in order. */
-  #unsynced: (readonly StoreOp[] | { readonly prunedIds: readonly string[] })[] = [];
+  #unsynced: Change[] = [];
 
   constructor(private readonly content: Content = empty()) {
     this.#stable = copyOf(content);
@@ -98,6 +111,8 @@ export class MemoryTaskStore implements TaskStore {
   #settle(): void {
     for (const step of this.#unsynced)
       if ("prunedIds" in step) for (const taskId of step.prunedIds) this.#stable.tasks.delete(taskId);
+      else if ("removedTranscripts" in step)
+        for (const ordinal of step.removedTranscripts) this.#stable.transcripts.delete(ordinal);
       else for (const op of step) apply(this.#stable, op);
     this.#unsynced = [];
   }
@@ -134,6 +149,32 @@ export class MemoryTaskStore implements TaskStore {
     for (const taskId of old) this.content.tasks.delete(taskId);
     this.#unsynced.push({ prunedIds: old });
     return old.length;
+  }
+
+  transcripts(limit: number): readonly StoredTranscript[] {
+    assert(!this.#closed && limit > 0, "the store is open, and a page has room");
+    return [...this.content.transcripts].slice(0, limit).map(([ordinal, kept]) => ({ ordinal, ...kept }));
+  }
+
+  findTranscript(artifactId: string, keyId: string | null): StoredTranscript | null {
+    assert(!this.#closed, "the store is open");
+    for (const [ordinal, kept] of this.content.transcripts)
+      if (kept.artifactId === artifactId && (keyId === null || kept.keyId === keyId))
+        return { ordinal, ...kept };
+    return null;
+  }
+
+  removeTranscripts(ordinals: readonly number[]): void {
+    assert(!this.#closed, "the store is open");
+    if (this.#syncFailure !== null) throw this.#syncFailure;
+    for (const ordinal of ordinals) this.content.transcripts.delete(ordinal);
+    this.#unsynced.push({ removedTranscripts: [...ordinals] });
+  }
+
+  transcriptTotals(): { readonly count: number; readonly chars: number } {
+    assert(!this.#closed, "the store is open");
+    const all = [...this.content.transcripts.values()];
+    return { count: all.length, chars: all.reduce((sum, { text }) => sum + text.length, 0) };
   }
 
   sizeBytes(): number {
@@ -206,6 +247,7 @@ function apply(content: Content, op: StoreOp): void {
       const task = tasks.get(op.taskId);
       assert(task !== undefined, `task ${op.taskId} is stored`);
       tasks.set(op.taskId, afterEnd(task, op.end));
+      if (op.transcript !== undefined) content.transcripts.set(++content.transcriptsEver, op.transcript);
       break;
     }
     case "task_watched": {

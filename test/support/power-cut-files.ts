@@ -33,6 +33,11 @@ export class PowerCutFiles implements Files {
     if (this.stepsLeft < 0) throw new PowerCut("the power is gone");
   }
 
+  #parentOf(path: string): void {
+    const parent = dirname(path);
+    if (parent !== "/" && !this.live.has(parent)) throw failure("ENOENT");
+  }
+
   afterCut(kept: () => boolean): PowerCutFiles {
     const next = new PowerCutFiles();
     const paths = new Set([...this.durable.keys(), ...this.live.keys()]);
@@ -56,11 +61,13 @@ export class PowerCutFiles implements Files {
 
   async makeFolder(path: string): Promise<void> {
     this.#step();
+    this.#parentOf(path);
     if (!this.live.has(path)) this.live.set(path, { bytes: null, durable: null });
   }
 
   async syncFolder(path: string): Promise<void> {
     this.#step();
+    if (path !== "/" && !this.live.has(path)) throw failure("ENOENT");
     const inside = (name: string): boolean => dirname(name) === path;
     for (const name of [...this.durable.keys()])
       if (inside(name) && !this.live.has(name)) this.durable.delete(name);
@@ -69,6 +76,7 @@ export class PowerCutFiles implements Files {
 
   async create(path: string) {
     this.#step();
+    this.#parentOf(path);
     if (this.live.has(path)) throw failure("EEXIST");
     const node: Node = { bytes: new Uint8Array(), durable: null };
     this.live.set(path, node);
@@ -89,6 +97,7 @@ export class PowerCutFiles implements Files {
     this.#step();
     const node = this.live.get(from);
     if (node === undefined) throw failure("ENOENT");
+    this.#parentOf(to);
     this.live.delete(from);
     this.live.set(to, node);
   }

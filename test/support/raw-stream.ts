@@ -67,6 +67,16 @@ export class RawStream {
     });
   }
 
+  /** Its own end of the connection. */
+  get localPort(): number {
+    return this.#socket.localPort ?? 0;
+  }
+
+  /** Bytes that came and wait behind a pause. */
+  get waiting(): number {
+    return this.#socket.readableLength;
+  }
+
   /** What a parser refused; null: nothing. */
   get failure(): Error | null {
     return this.#failure;

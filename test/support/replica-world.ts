@@ -15,6 +15,17 @@ import {
   type ReplicaTimer,
 } from "../../src/domain/replica-model.ts";
 
+export const replicaPolicy: ReplicaPolicy = {
+  subject: { id: "chat", modelRef: "file:m.gguf", modelPath: "/m.gguf", engineBin: "/bin/llama-server" },
+  slots: 4,
+  loadMs: 10_000,
+  stopGraceMs: 5_000,
+  backoffMs: 100,
+  backoffMaxMs: 1_000,
+  breakerFailures: 3,
+  breakerWindowMs: 60_000,
+};
+
 export type Choice = number;
 
 /** What is on its way to the machine and of which incarnation. */

@@ -26,6 +26,10 @@ export class S3Server {
   /** Requests that were refused for their signature. */
   refused = 0;
   requests = 0;
+  /** Whether it answers everything with 503. */
+  isDown = false;
+  /** What it keeps instead of what it was sent. */
+  onStored: ((name: string, stored: Stored) => Stored) | null = null;
 
   constructor(private readonly options: S3ServerOptions) {
     this.#server = Bun.serve({
@@ -46,6 +50,7 @@ export class S3Server {
   async #answer(request: Request): Promise<Response> {
     this.requests += 1;
     const body = new Uint8Array(await request.arrayBuffer());
+    if (this.isDown) return problem(503, "ServiceUnavailable");
     if (!this.#isSigned(request)) {
       this.refused += 1;
       return problem(403, "SignatureDoesNotMatch");
@@ -69,10 +74,15 @@ export class S3Server {
     }
   }
 
+  #keep(name: string, bytes: Uint8Array): void {
+    const stored = { bytes, modified: new Date() };
+    this.objects.set(name, this.onStored?.(name, stored) ?? stored);
+  }
+
   #put(name: string, query: URLSearchParams, body: Uint8Array): Response {
     const etag = { etag: `"${createHash("md5").update(body).digest("hex")}"` };
     const part = query.get("partNumber");
-    if (part === null) this.objects.set(name, { bytes: body, modified: new Date() });
+    if (part === null) this.#keep(name, body);
     else {
       const upload = this.#uploads.get(query.get("uploadId") ?? "");
       if (upload === undefined) return problem(404, "NoSuchUpload");
@@ -93,7 +103,7 @@ export class S3Server {
     const parts = this.#uploads.get(uploadId);
     if (parts === undefined) return problem(404, "NoSuchUpload");
     const bytes = Buffer.concat([...parts].sort(([a], [b]) => a - b).map(([, part]) => part));
-    this.objects.set(name, { bytes, modified: new Date() });
+    this.#keep(name, bytes);
     this.#uploads.delete(uploadId);
     return xml(
       `<CompleteMultipartUploadResult><Key>${name}</Key><ETag>"x-1"</ETag></CompleteMultipartUploadResult>`,

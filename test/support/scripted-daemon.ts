@@ -6,13 +6,14 @@ import type { Composition } from "../../src/app/daemon.ts";
 import { addressError } from "../../src/app/start-error.ts";
 import { parseArgs } from "../../src/cli/args.ts";
 import { serve } from "../../src/cli/serve.ts";
-import { SystemEntropy } from "../../src/infra/system-clock.ts";
+import { SystemClock, SystemEntropy } from "../../src/infra/system-clock.ts";
 
 const [behaviour, ...argv] = process.argv.slice(2);
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
 const held = setInterval(() => undefined, 60_000);
 
 const composition: Composition = {
+  clock: new SystemClock(),
   entropy: new SystemEntropy(),
   readModelKind: () => null,
   bootstrap: async ({ config, keys }) => {

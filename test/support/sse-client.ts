@@ -64,6 +64,7 @@ export class SseClient {
   readonly #parser = new SseParser();
   readonly #reader: Pick<ReadableStreamDefaultReader<Uint8Array>, "read" | "cancel">;
   #taken = 0;
+  #pieces = 0;
   #ended = false;
   #failure: unknown = null;
   #news = Promise.withResolvers<void>();
@@ -84,6 +85,10 @@ export class SseClient {
   }
   get text(): string {
     return this.#parser.text;
+  }
+  /** How often something came; what was sent together comes together. */
+  get pieces(): number {
+    return this.#pieces;
   }
   /** When the server asked the client to come back; null: it did not. */
   get retryMs(): number | null {
@@ -142,6 +147,7 @@ export class SseClient {
       for (;;) {
         const { done, value } = await this.#reader.read();
         if (done) break;
+        this.#pieces += 1;
         this.#parser.push(value);
         this.#tell();
       }

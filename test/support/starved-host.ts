@@ -11,8 +11,15 @@ const log = new RecordingLog();
 const host = new BunProcessHost({ runDir, guardCommand: null, log });
 const child = host.start({ command: ["/bin/sleep", "100"], env: {}, cwd: runDir, onLine: () => undefined });
 // Not by opening files up to the limit: the child's own descriptors become free at its end.
-const limited = Bun.spawnSync(["prlimit", "--pid", String(process.pid), "--nofile=3:3"]);
-if (!limited.success) throw new Error(limited.stderr.toString());
+// And told to begin only now: the start of a child needs a descriptor itself, which a quick one would take away.
+const limiter = Bun.spawn(["/bin/sh", "-c", `read go && exec prlimit --pid ${process.pid} --nofile=3:3`], {
+  stdin: "pipe",
+  stdout: "ignore",
+  stderr: "inherit",
+});
+limiter.stdin.write("go\n");
+limiter.stdin.end();
+if ((await limiter.exited) !== 0) throw new Error("the limit was not set");
 child.signalGroup("SIGKILL");
 const exit = await child.exited;
 console.log(String(exit.signal), ...log.lines.flatMap((line) => [line.event, line.fields.code]));

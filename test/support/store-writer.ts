@@ -8,7 +8,7 @@
 import { writeSync } from "node:fs";
 import { SqliteTaskStore } from "../../src/infra/sqlite/sqlite-task-store.ts";
 import { isStoreError, type StoreOp } from "../../src/ports/task-store.ts";
-import { storedEnd, storedTask, uuidOf } from "./stored-tasks.ts";
+import { newTranscript, storedEnd, storedTask, uuidOf } from "./stored-tasks.ts";
 
 const [stateDir = "", durability] = process.argv.slice(2);
 const tell = (line: unknown) => writeSync(1, `${JSON.stringify(line)}\n`);
@@ -23,7 +23,11 @@ try {
     // Oldest first, about as many as come in.
     const ended = live.splice(0, live.length > 50 ? admitted.length : 0);
     const batch: StoreOp[] = admitted.map((n) => ({ kind: "task_admitted", task: storedTask(n) }));
-    for (const n of ended) batch.push({ kind: "task_ended", taskId: uuidOf(n), end: storedEnd() });
+    for (const n of ended) {
+      const transcript = newTranscript(n);
+      const end = storedEnd({ artifactId: transcript.artifactId });
+      batch.push({ kind: "task_ended", taskId: uuidOf(n), end, transcript });
+    }
     live.push(...admitted);
     store.write(batch);
     if (durability === "power") await store.synced();

@@ -1,6 +1,7 @@
 /** Values of the task store's port for tests: small, valid, and different from each other where it matters. */
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type {
+  NewTranscript,
   StoredAllowance,
   StoredEnd,
   StoredSession,
@@ -21,6 +22,7 @@ export const storedSpec = (taskId: string, more: Partial<TaskSpec> = {}): TaskSp
   workload: "completion",
   input: { kind: "prompt", prompt: `tell of ${taskId} – “naïve” \u0000 🦙 \ud800` },
   poolId: "demo",
+  engine: "llamacpp",
   pinned: false,
   modelRef: "file:demo.gguf",
   priority: "interactive",
@@ -84,6 +86,16 @@ export const storedEnd = (more: Partial<StoredEnd> = {}): StoredEnd => ({
   tokensOut: 34,
   finishReason: "stop",
   error: null,
+  artifactId: null,
+  ...more,
+});
+
+/** The nth transcript; its id is not the digest of its text, which the store does not compare. */
+export const newTranscript = (n: number, more: Partial<NewTranscript> = {}): NewTranscript => ({
+  artifactId: n.toString(16).padStart(64, "0"),
+  keyId: "default",
+  createdMs: 1_760_000_100_000.5 + n,
+  text: `{"content":{"n":${n},"text":"naïve 🦙"},"kind":"trace"}`,
   ...more,
 });
 

@@ -7,7 +7,10 @@ import { type AnyElysia, Elysia } from "elysia";
 import { apiVersion } from "../../src/api/api-version.ts";
 import { artifactsRoutes } from "../../src/api/artifacts.ts";
 import { capabilitiesRoutes } from "../../src/api/capabilities.ts";
+import { catalogRoutes } from "../../src/api/catalog.ts";
+import { engineLogsRoutes } from "../../src/api/engine-logs.ts";
 import { observabilityRoutes } from "../../src/api/observability.ts";
+import { poolControlRoutes } from "../../src/api/pool-control.ts";
 import { poolsRoutes } from "../../src/api/pools.ts";
 import { RequestContexts } from "../../src/api/request-context.ts";
 import { Capabilities } from "../../src/api/schema/capabilities.ts";
@@ -115,12 +118,15 @@ export interface TestApp {
   readonly contexts: RequestContexts;
   readonly log: RecordingLog;
   readonly clock: StillClock;
+  /** The policies of the bounds that held requests back. */
+  readonly limited: readonly string[];
 }
 
 export function buildApp(options: TestAppOptions = {}): TestApp {
   const contexts = new RequestContexts();
   const log = new RecordingLog();
   const clock = new StillClock();
+  const limited: string[] = [];
   const app = createRouter({
     contexts,
     clock,
@@ -132,10 +138,11 @@ export function buildApp(options: TestAppOptions = {}): TestApp {
       local: { keyId: "local", admin: true, rate: null },
       ...options.auth,
     },
+    limited: (policy) => limited.push(policy),
     maxBodyBytes: options.maxBodyBytes ?? 64 * 1024,
     plugins: [...(options.shellsOnly ? shellPlugins() : contractPlugins()), ...(options.plugins ?? [])],
   });
-  return { app, contexts, log, clock };
+  return { app, contexts, log, clock, limited };
 }
 
 export interface RunningTestApp extends TestApp {
@@ -197,6 +204,7 @@ const sampleTask: TaskViewBody = {
   tokens_out: 0,
   finish_reason: null,
   error: null,
+  artifact_id: null,
   stream_url: `/v1/tasks/${taskId}/stream`,
   metadata: {},
 };
@@ -234,12 +242,16 @@ function shellPlugins(): AnyElysia[] {
       dispatcher: nothing,
       archive: nothing,
       streams: nothing,
+      endedStreams: nothing,
       contexts: nothing,
       clock: nothing,
     }),
     poolsRoutes({ pools: nothing, contexts: nothing }),
+    poolControlRoutes({ pools: nothing, drains: nothing, contexts: nothing }),
+    engineLogsRoutes({ engineLogs: nothing, streams: nothing, contexts: nothing }),
     sessionsRoutes({ sessions: nothing, contexts: nothing, clock: nothing }),
     artifactsRoutes({ artifacts: nothing, contexts: nothing }),
+    catalogRoutes({ catalog: nothing, contexts: nothing }),
     capabilitiesRoutes({ capabilities: nothing }),
     observabilityRoutes({ readiness: nothing, metrics: nothing }),
   ];
@@ -339,5 +351,14 @@ function contractPlugins(): AnyElysia[] {
       { response: { 200: Readyz, 503: Readyz } },
     );
   const nothing = {} as never;
-  return [tasks, sessions, artifactsRoutes({ artifacts: nothing, contexts: nothing }), control, operations];
+  return [
+    tasks,
+    sessions,
+    artifactsRoutes({ artifacts: nothing, contexts: nothing }),
+    catalogRoutes({ catalog: nothing, contexts: nothing }),
+    engineLogsRoutes({ engineLogs: nothing, streams: nothing, contexts: nothing }),
+    poolControlRoutes({ pools: nothing, drains: nothing, contexts: nothing }),
+    control,
+    operations,
+  ];
 }

@@ -78,7 +78,7 @@ export const ArtifactListQuery = strict({
   kind: Type.Optional(kind()),
   tag: Type.Optional(tag("Only those with this tag.")),
   q: Type.Optional(
-    text(256, "Words that must all occur in content, metadata or tags, also inside of words."),
+    text(256, "At most 8 words that must all occur in content, metadata or tags, also inside of words."),
   ),
   limit: Type.Optional(queryInteger(1, limits.listPageMax, "How many at most; 50 where absent.")),
   cursor: Type.Optional(text(64, "next_cursor of the page before.")),

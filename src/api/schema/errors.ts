@@ -1,5 +1,5 @@
 /**
- * The error envelope: the body of every response that is not a success (behaviour §3). Written only by
+ * The error envelope: the body of every response that is not a success (ORCHD-HTTP-2). Written only by
  * app/middleware/errors.ts; routes name it for their non-2xx statuses, so that /docs shows it.
  */
 import { type Static, Type } from "@sinclair/typebox";

@@ -1,5 +1,5 @@
 /**
- * Wire models of /healthz and /readyz (behaviour §14). api/observability.ts answers with them;
+ * Wire models of /healthz and /readyz (ORCHD-OBS-2, ORCHD-OBS-3). api/observability.ts answers with them;
  * contracts/openapi/control.yaml repeats them. /metrics is text and has no model.
  */
 import { type Static, Type } from "@sinclair/typebox";

@@ -1,11 +1,12 @@
 /**
- * Wire models of /v1/pools (behaviour §12). api/pools.ts answers with them; contracts/openapi/control.yaml
+ * Wire models of /v1/pools (ORCHD-POOL-1, ORCHD-POOL-2). api/pools.ts answers with them; contracts/openapi/control.yaml
  * repeats them and test/contract/schemas.test.ts holds the two together.
  */
 import { type Static, Type } from "@sinclair/typebox";
 import { type ReplicaFailure, replicaStates } from "../../domain/pool.ts";
 import { poolStates } from "../../domain/pool-state.ts";
 import type { PredictionBasis } from "../../domain/predictor.ts";
+import { drainStates } from "../../services/pool-drain.ts";
 import { count, epochMs, nullable, oneOf, poolId, strict } from "./wire.ts";
 
 export const PoolState = oneOf(poolStates, {
@@ -28,6 +29,8 @@ export const ReplicaError = strict(
       "crashed",
       "exited",
       "wedged",
+      "unreachable",
+      "refused",
     ] satisfies ReplicaFailure["cause"][]),
     message: Type.String({ description: "What happened and what to do, for a person." }),
     exit_code: nullable(Type.Integer(), "Null when a signal ended it, or when it still runs."),
@@ -84,8 +87,8 @@ export const ReplicaHealth = strict(
     restarts: count("Times it was started again after a failure."),
     last_error: nullable(ReplicaError, "Why it was last not there."),
     vram_used_bytes: nullable(
-      count("Bytes."),
-      "Null where the vendor's library tells nothing: never invented.",
+      count("Bytes that it takes of all graphics cards together."),
+      "Null where no graphics card tells it: never invented.",
     ),
   },
   { description: "One engine process." },
@@ -131,17 +134,28 @@ export const PoolMetrics = strict(
   { description: "What the pool has done and how fast it is." },
 );
 
+export const PoolDrain = strict(
+  {
+    since_ms: epochMs("When it was drained"),
+    deadline_ms: epochMs("When what runs is cut, or was"),
+    running: count("Slots that are not free yet."),
+    state: oneOf(drainStates, { description: "drained: nothing runs any more." }),
+  },
+  { description: "A pool in which nothing starts before it is resumed." },
+);
+
 export const PoolHealth = strict(
   {
     id: poolId("The pool's id."),
     live: Type.Boolean({ description: "The pool can serve or is on its way to; false once it is stuck." }),
     ready: Type.Boolean({ description: "At least one replica has decoded for real and takes tasks." }),
-    draining: Type.Boolean(),
+    draining: Type.Boolean({ description: "Nothing starts here; state still tells of its engines." }),
     ...summary,
     replicas: Type.Array(ReplicaHealth),
     queue: PoolQueue,
     metrics: PoolMetrics,
     last_error: nullable(ReplicaError, "The newest of its replicas'."),
+    drain: nullable(PoolDrain, "Null: nobody has drained it."),
   },
   { description: "A pool in detail." },
 );

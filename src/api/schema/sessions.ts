@@ -13,7 +13,7 @@ export const SessionView = strict(
     turns: count("Tasks that it has had."),
     kv_bytes: nullable(
       count("Memory that its context takes on the engine."),
-      "0 before an attempt of it has ended; null where the engine does not say.",
+      "Null where that is not known, which is so before an attempt of this run has ended and where the engine does not say.",
     ),
     kv_warmth: Type.Boolean({
       description: "Whether the engine reused cached tokens for its last turn, as the engine reported.",

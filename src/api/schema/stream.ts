@@ -1,14 +1,20 @@
 /**
- * Wire models of the events in GET /v1/tasks/{id}/stream (behaviour §5): the JSON behind `data:`, one model for
+ * Wire models of the events in GET /v1/tasks/{id}/stream (ORCHD-STREAM-1): the JSON behind `data:`, one model for
  * each `event:` name. The domain's own types are domain/events.ts; nothing validates events at run time, these
  * stand in the contract and in the tests that read live streams.
  */
 import { Type } from "@sinclair/typebox";
+import { digestPattern } from "../../domain/artifact.ts";
 import { limits } from "../../domain/limits.ts";
 import { determinisms } from "../../domain/task.ts";
 import { WireErrorCode } from "./errors.ts";
 import { count, milliseconds, nullable, oneOf, poolId, probability, strict, uuid } from "./wire.ts";
 
+const artifactId = () =>
+  nullable(
+    Type.String({ pattern: digestPattern }),
+    "The trace artifact that the task leaves; null: it leaves none.",
+  );
 const perSecond = () => Type.Number({ minimum: 0 });
 
 export const StartedEventData = strict(
@@ -68,8 +74,12 @@ export const MetricsEventData = strict(
 export const EndEventData = strict(
   {
     tokens_in: count("Tokens of the prompt."),
-    tokens_out: count("Token events."),
-    decode_ms: milliseconds("Decoding, as the engine measured it."),
+    tokens_out: count(
+      "Tokens generated: with a stop string, or where characters are of several tokens, more than token events.",
+    ),
+    decode_ms: milliseconds(
+      "From the first token to the end by the daemon's clock, also where the task was cut and waited in between; 0 without a token.",
+    ),
     decode_time_ms: milliseconds("The same as decode_ms."),
     first_token_ms: nullable(
       milliseconds("From acceptance to the first token."),
@@ -77,7 +87,7 @@ export const EndEventData = strict(
     ),
     queue_ms: milliseconds("From acceptance to the start."),
     finish_reason: oneOf(["stop", "length"]),
-    artifact_id: nullable(Type.String()),
+    artifact_id: artifactId(),
     continuations: count("How often the task was cut and went on where it stopped."),
     exact: oneOf(["yes", "unverified", "no"], {
       description:
@@ -109,7 +119,7 @@ export const ErrorEventData = strict(
     engine: Type.String(),
     retriable: Type.Boolean(),
     retry_after_ms: nullable(milliseconds("When to try again.")),
-    artifact_id: nullable(Type.String()),
+    artifact_id: artifactId(),
   },
   { description: "event: error. The last event of a task that failed or was canceled." },
 );

@@ -1,13 +1,14 @@
 /**
- * Wire models of /v1/tasks (behaviour §4, §6). api/tasks.ts validates with them and contracts/openapi/data.yaml
+ * Wire models of /v1/tasks (ORCHD-TASK-1 and on). api/tasks.ts validates with them and contracts/openapi/data.yaml
  * repeats them; test/contract/schemas.test.ts holds the two together. Stream events are in stream.ts.
  *
  * What a schema cannot say in a way that every tool checks (exactly one of prompt, messages and inputs) is said
  * by `givenInputs`. Judging values against the model, such as max_tokens beyond its context, is admission's.
  */
 import { type Static, Type } from "@sinclair/typebox";
+import { digestPattern } from "../../domain/artifact.ts";
+import { engineKinds } from "../../domain/engine-kind.ts";
 import { limits } from "../../domain/limits.ts";
-import { engineKinds } from "../../domain/pool.ts";
 import { chosenFor, passedOverFor, placementModes } from "../../domain/pool-choice.ts";
 import type { PredictionBasis } from "../../domain/predictor.ts";
 import { determinisms, priorities, taskStates, workloads } from "../../domain/task.ts";
@@ -87,7 +88,7 @@ export const PlacementRequest = strict(
         minItems: 1,
         maxItems: limits.deviceNumberMax + 1,
         description:
-          "Device numbers: only pools that are confined to some of these run the task. A pool without a list of devices is confined to none.",
+          "Device numbers: only pools all of whose devices are among these run the task. No pool can name its devices in this version: any mask leaves none, and the task is refused with REPLICA_EXHAUSTED.",
       }),
     ),
     allow_fallback: Type.Optional(
@@ -324,9 +325,13 @@ export const TaskView = strict(
     finished_ms: nullable(epochMs("When it ended")),
     attempts: count("Attempts begun so far."),
     tokens_in: nullable(count("Tokens of the prompt."), "Null until they were counted."),
-    tokens_out: count("Token events so far."),
+    tokens_out: count("Token events so far; of a task that is done, the tokens generated."),
     finish_reason: nullable(oneOf(["stop", "length"]), "Null unless the task is done."),
     error: nullable(TaskError, "Null unless it failed or was canceled."),
+    artifact_id: nullable(
+      Type.String({ pattern: digestPattern }),
+      "The trace artifact that it left; null until it has ended, or where it left none.",
+    ),
     stream_url: streamUrl(),
     metadata: metadata("The labels that were given."),
   },

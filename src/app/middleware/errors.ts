@@ -2,18 +2,16 @@
  * The one place where an error becomes HTTP: status, envelope, headers. Installed by install.ts as Elysia's
  * error hook; listen.ts uses `internalError` for what escapes even that.
  *
- * Always: the body is the envelope of behaviour §3; the message of an unexpected error is logged with its stack
+ * Always: the body is the envelope of ORCHD-HTTP-2; the message of an unexpected error is logged with its stack
  * and never shown. Nothing here throws.
  */
 import { NotFoundError, ParseError, ValidationError } from "elysia";
 import type { ErrorEnvelopeBody } from "../../api/schema/errors.ts";
 import { isOrchestratorError, OrchestratorError } from "../../domain/errors.ts";
+import { limits } from "../../domain/limits.ts";
 import type { Log } from "../../ports/telemetry.ts";
 import { requestPath } from "./request-path.ts";
 import { explain } from "./validation-message.ts";
-
-/** Where an error that says nothing about it sends the client to: long enough to matter, short enough to try. */
-const retryAfterMsDefault = 1_000;
 
 export interface KnownRoute {
   readonly method: string;
@@ -34,6 +32,7 @@ export interface ErrorContext {
   readonly keyId: string | null;
   readonly routes: () => readonly KnownRoute[];
   readonly log: Log;
+  readonly limited: (policy: string) => void;
 }
 
 export function toHttp(error: unknown, context: ErrorContext): HttpError {
@@ -53,6 +52,8 @@ export function toHttp(error: unknown, context: ErrorContext): HttpError {
       retry_after_ms: known.retryAfterMs,
       human: `Refused with ${known.code}.`,
     });
+    // Every other bound is counted where it refuses, under the engine that was meant.
+    if (known.code === "RATE_LIMITED" && known.policyLabel !== undefined) context.limited(known.policyLabel);
     return render(known, context.correlationId);
   }
   context.log.error(
@@ -140,7 +141,7 @@ function allowedMethods(path: string, routes: readonly KnownRoute[]): string[] {
 function render(error: OrchestratorError, correlationId: string): HttpError {
   const { status } = error;
   const comesBack = status === 429 || status === 503;
-  const retryAfterMs = error.retryAfterMs ?? (comesBack ? retryAfterMsDefault : undefined);
+  const retryAfterMs = error.retryAfterMs ?? (comesBack ? limits.retryMsDefault : undefined);
   const envelope: ErrorEnvelopeBody = {
     code: error.code,
     message: error.message,

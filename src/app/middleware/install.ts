@@ -23,6 +23,8 @@ export interface MiddlewareDeps {
   readonly entropy: Entropy;
   readonly log: Log;
   readonly auth: AuthDeps;
+  /** Told each time that a bound of the key itself holds a request back, by its policy_label. */
+  readonly limited: (policy: string) => void;
   readonly maxBodyBytes: number;
   /** Largest body of one path where it differs; null: the route reads and bounds it itself. */
   readonly bodyBytesOf?: (path: string) => number | null | undefined;
@@ -77,6 +79,7 @@ export function installMiddleware(app: AnyElysia, deps: MiddlewareDeps): void {
         keyId,
         routes,
         log: deps.log,
+        limited: deps.limited,
       });
       set.status = status;
       return new Response(body, { status, headers: { ...headers, [correlationHeader]: correlationId } });

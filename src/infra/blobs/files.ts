@@ -21,7 +21,7 @@ export interface FileReader {
 }
 
 export interface Files {
-  /** One level; nothing where it is there. */
+  /** One level; nothing where it is there, ENOENT where its parent is not. */
   makeFolder(path: string): Promise<void>;
   /** The entries of the folder are on the disk. */
   syncFolder(path: string): Promise<void>;

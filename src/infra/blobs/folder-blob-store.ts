@@ -19,10 +19,12 @@ import {
   isBlobError,
   isDigest,
   isOwnerName,
+  type Naming,
   type OpenBlob,
   type Received,
 } from "../../ports/blob-store.ts";
-import { codeOf, type Files, systemFiles } from "./files.ts";
+import { codeOf, type Files, type FileWriter, systemFiles } from "./files.ts";
+import { atOnce, fromSender, sendersError } from "./sender.ts";
 
 const sha256 = (bytes: Uint8Array): string => new Bun.CryptoHasher("sha256").update(bytes).digest("hex");
 
@@ -38,11 +40,11 @@ export class FolderBlobStore implements BlobStore {
     private readonly files: Files,
   ) {}
 
-  /** Makes the folder (its parent is there) and clears what an interrupted write left. @throws BlobError io, full */
+  /** Makes the folder, its parents too, and clears what an interrupted write left. @throws BlobError io, full */
   static async open(root: string, files: Files = systemFiles): Promise<FolderBlobStore> {
     const store = new FolderBlobStore(root, files);
     await store.#edge(async () => {
-      await store.#folder(root, dirname(root));
+      await store.#root(root);
       for (const name of ["tmp", "quarantine", ...blobShelves]) await store.#folder(join(root, name), root);
       for (const name of await files.names(join(root, "tmp"))) await files.remove(join(root, "tmp", name));
     });
@@ -53,10 +55,10 @@ export class FolderBlobStore implements BlobStore {
     return this.#edge(async () => {
       assert(sha256(bytes) === key.digest, "a blob is stored under its own digest");
       if (await this.#sound(key)) return false;
-      await this.#write(
-        async (write) => write(bytes),
-        () => key,
-      );
+      await this.#draft(async (file, draft) => {
+        await file.write(bytes);
+        await this.#name(file, draft, key);
+      });
       return true;
     });
   }
@@ -66,31 +68,28 @@ export class FolderBlobStore implements BlobStore {
     owner: string,
     chunks: AsyncIterable<Uint8Array>,
     bytesMax: number,
+    naming: Naming = atOnce,
   ): Promise<Received> {
-    return this.#edge(async () => {
-      const hasher = new Bun.CryptoHasher("sha256");
-      let sizeBytes = 0;
-      let digest = "";
-      let fresh = true;
-      await this.#write(
-        async (write) => {
-          for await (const chunk of chunks) {
-            sizeBytes += chunk.byteLength;
-            if (sizeBytes > bytesMax)
-              throw new BlobError("too_large", `more than the ${bytesMax} bytes that are taken here`);
-            hasher.update(chunk);
-            await write(chunk);
-          }
-        },
-        async () => {
-          digest = hasher.digest("hex");
-          const key = { shelf, owner, digest };
-          fresh = !(await this.#sound(key));
-          return fresh ? key : null;
-        },
-      );
-      return { digest, sizeBytes, fresh };
-    });
+    return this.#edge(() =>
+      this.#draft(async (file, draft) => {
+        const hasher = new Bun.CryptoHasher("sha256");
+        let sizeBytes = 0;
+        for await (const chunk of fromSender(chunks)) {
+          sizeBytes += chunk.byteLength;
+          if (sizeBytes > bytesMax)
+            throw new BlobError("too_large", `more than the ${bytesMax} bytes that are taken here`);
+          hasher.update(chunk);
+          await file.write(chunk);
+        }
+        const digest = hasher.digest("hex");
+        const key = { shelf, owner, digest };
+        return await naming(digest, async () => {
+          const fresh = !(await this.#sound(key));
+          if (fresh) await this.#name(file, draft, key);
+          return { digest, sizeBytes, fresh };
+        });
+      }),
+    );
   }
 
   get(key: BlobKey): Promise<Uint8Array | null> {
@@ -159,6 +158,24 @@ export class FolderBlobStore implements BlobStore {
     }
   }
 
+  /** Every folder that is made here has its entry in its parent on the disk before anything lies in it. */
+  async #root(path: string): Promise<void> {
+    const parent = dirname(path);
+    try {
+      await this.files.makeFolder(path);
+    } catch (error) {
+      if (codeOf(error) !== "ENOENT" || parent === path) throw error;
+      await this.#root(parent);
+      await this.files.makeFolder(path);
+    }
+    try {
+      await this.files.syncFolder(parent);
+    } catch (error) {
+      // Somebody else's folder, which we may enter and not read: then we did not make the entry either.
+      if (codeOf(error) !== "EACCES") throw error;
+    }
+  }
+
   readonly #names = (path: string) => this.#edge(() => this.files.names(path));
 
   #path({ shelf, owner, digest }: BlobKey): string {
@@ -187,34 +204,27 @@ export class FolderBlobStore implements BlobStore {
     return true;
   }
 
-  /** `name` null: it is not wanted any more. */
-  async #write(
-    fill: (write: (bytes: Uint8Array) => Promise<void>) => Promise<void>,
-    name: () => BlobKey | null | Promise<BlobKey | null>,
-  ): Promise<void> {
+  /** A new file for `work`; what `work` has not named by its end is removed. */
+  async #draft<T>(work: (file: FileWriter, draft: string) => Promise<T>): Promise<T> {
     this.#drafts += 1;
     const draft = join(this.root, "tmp", `${process.pid}-${this.#drafts}`);
     const file = await this.files.create(draft);
     try {
-      let key: BlobKey | null;
+      return await work(file, draft);
+    } finally {
       try {
-        await fill((bytes) => file.write(bytes));
-        key = await name();
-        if (key !== null) await file.sync();
-      } finally {
         await file.close();
-      }
-      if (key === null) {
+      } finally {
         await this.files.remove(draft);
-        return;
       }
-      const folder = await this.#folders(key);
-      await this.files.rename(draft, this.#path(key));
-      await this.files.syncFolder(folder);
-    } catch (error) {
-      await this.files.remove(draft);
-      throw error;
     }
+  }
+
+  async #name(file: FileWriter, draft: string, key: BlobKey): Promise<void> {
+    await file.sync();
+    const folder = await this.#folders(key);
+    await this.files.rename(draft, this.#path(key));
+    await this.files.syncFolder(folder);
   }
 
   /** The folder of a blob, made and synced level by level. */
@@ -262,6 +272,8 @@ export class FolderBlobStore implements BlobStore {
     try {
       return await work();
     } catch (error) {
+      const sender = sendersError(error);
+      if (sender !== null) throw sender.thrown;
       const code = codeOf(error);
       if (isBlobError(error) || !/^E[A-Z0-9]+$/.test(code)) throw error;
       if (code === "ENOSPC" || code === "EDQUOT")

@@ -8,6 +8,7 @@
  */
 import { S3Client } from "bun";
 import { assert } from "../../domain/assert.ts";
+import { isOrchestratorError } from "../../domain/errors.ts";
 import { limits } from "../../domain/limits.ts";
 import {
   BlobError,
@@ -19,10 +20,12 @@ import {
   isBlobError,
   isDigest,
   isOwnerName,
+  type Naming,
   type OpenBlob,
   type Received,
 } from "../../ports/blob-store.ts";
 import { codeOf } from "./files.ts";
+import { atOnce, fromSender, sendersError } from "./sender.ts";
 
 export interface S3Place {
   readonly endpoint: string;
@@ -36,6 +39,8 @@ export interface S3Place {
 
 /** What one part of an upload holds: the least that S3 takes for all parts but the last. */
 const partBytes = 5 * 1024 * 1024;
+/** An upload that began so long ago was interrupted; younger ones may be another daemon's. */
+const draftAgeMsMax = 24 * 3600 * 1000;
 
 export class S3BlobStore implements BlobStore {
   readonly #client: S3Client;
@@ -54,6 +59,24 @@ export class S3BlobStore implements BlobStore {
     this.#nonce = crypto.randomUUID();
   }
 
+  /**
+   * Whether the bucket can be listed, written and cleared; removes what interrupted uploads left there.
+   * @throws BlobError io
+   */
+  async check(): Promise<void> {
+    await this.#edge(async () => {
+      const prefix = `${this.#prefix}incoming/`;
+      const page = await this.#client.list({ prefix, maxKeys: limits.artifactBatch });
+      const probe = `${prefix}${this.#nonce}-check`;
+      await this.#client.write(probe, "can be written");
+      await this.#client.delete(probe);
+      const stale = (page.contents ?? []).filter(
+        ({ lastModified }) => Date.now() - Date.parse(lastModified ?? "") > draftAgeMsMax,
+      );
+      for (const { key } of stale) await this.#client.delete(key);
+    });
+  }
+
   put(key: BlobKey, bytes: Uint8Array): Promise<boolean> {
     return this.#edge(async () => {
       assert(digestOf(bytes) === key.digest, "a blob is stored under its own digest");
@@ -68,6 +91,7 @@ export class S3BlobStore implements BlobStore {
     owner: string,
     chunks: AsyncIterable<Uint8Array>,
     bytesMax: number,
+    naming: Naming = atOnce,
   ): Promise<Received> {
     return this.#edge(async () => {
       this.#incoming += 1;
@@ -76,7 +100,7 @@ export class S3BlobStore implements BlobStore {
       let sizeBytes = 0;
       const writer = this.#client.file(draft).writer({ partSize: partBytes, queueSize: 2, retry: 2 });
       try {
-        for await (const chunk of chunks) {
+        for await (const chunk of fromSender(chunks)) {
           sizeBytes += chunk.byteLength;
           if (sizeBytes > bytesMax)
             throw new BlobError("too_large", `more than the ${bytesMax} bytes that are taken here`);
@@ -94,11 +118,16 @@ export class S3BlobStore implements BlobStore {
       const digest = hasher.digest("hex");
       const key = { shelf, owner, digest };
       try {
-        const fresh = !(await this.#sound(key));
-        if (fresh) await this.#copy(draft, this.#name(key));
-        return { digest, sizeBytes, fresh };
+        return await naming(digest, async () => {
+          const fresh = !(await this.#sound(key));
+          if (fresh && (await this.#copy(draft, this.#name(key))) !== digest) {
+            await this.#client.delete(this.#name(key));
+            throw new BlobError("io", `${this.#place} gave back other bytes than it was sent; check it`);
+          }
+          return { digest, sizeBytes, fresh };
+        });
       } finally {
-        await this.#client.delete(draft);
+        await this.#client.delete(draft).catch(ignoreService);
       }
     });
   }
@@ -216,14 +245,17 @@ export class S3BlobStore implements BlobStore {
     );
   }
 
-  /** Through this machine: Bun's client has no copy on the service's side. */
-  async #copy(from: string, to: string): Promise<void> {
+  /** Through this machine: Bun's client has no copy on the service's side. @returns the digest of what was read. */
+  async #copy(from: string, to: string): Promise<string> {
+    const hasher = new Bun.CryptoHasher("sha256");
     const writer = this.#client.file(to).writer({ partSize: partBytes, queueSize: 2, retry: 2 });
     for await (const chunk of this.#client.file(from).stream()) {
+      hasher.update(chunk);
       writer.write(chunk);
       await writer.flush();
     }
     await writer.end();
+    return hasher.digest("hex");
   }
 
   async #orNull<T>(work: Promise<T>): Promise<T | null> {
@@ -239,7 +271,9 @@ export class S3BlobStore implements BlobStore {
     try {
       return await work();
     } catch (error) {
-      if (isBlobError(error) || !isServiceError(error)) throw error;
+      const sender = sendersError(error);
+      if (sender !== null) throw sender.thrown;
+      if (isBlobError(error) || isOrchestratorError(error) || !isServiceError(error)) throw error;
       throw new BlobError(
         "io",
         `${this.#place} did not do it (${codeOf(error)}); check it and its credentials`,

@@ -1,5 +1,6 @@
 /**
- * One HTTP request over one fresh connection to an engine, on a raw socket. The llama.cpp client makes them.
+ * One HTTP request over one fresh connection to an engine, on a raw socket, with TLS where the engine is elsewhere.
+ * engine-calls.ts makes them.
  *
  * Why not `fetch`: its HTTP thread hands every chunk over to the main thread, which costs 55 µs CPU per token
  * of a paced stream against 23 µs here (measured), and a promise for each; it allows 256 calls per process; and
@@ -13,8 +14,13 @@ import type { Socket } from "bun";
 import { EngineError, isEngineError } from "../../ports/engine.ts";
 import { HttpResponseParser } from "./http-response.ts";
 
-/** Where an engine listens. */
-export type Endpoint = { readonly unix: string } | { readonly host: string; readonly port: number };
+/**
+ * Where an engine listens. `tls`: with a certificate for `host` that this machine trusts (NODE_EXTRA_CA_CERTS adds
+ * authorities of one's own).
+ */
+export type Endpoint =
+  | { readonly unix: string }
+  | { readonly host: string; readonly port: number; readonly tls?: boolean };
 
 export interface HttpRequest {
   readonly method: "GET" | "POST";
@@ -25,7 +31,8 @@ export interface HttpRequest {
 }
 
 export interface ExchangeSink {
-  onHead(status: number): void;
+  /** Names of `headers` in lower case. */
+  onHead(status: number, headers: ReadonlyMap<string, string>): void;
   onBody(bytes: Buffer, start: number, end: number): void;
   onEnd(): void;
   /** An EngineError of kind unreachable, unavailable, connection or protocol, or what a sink's own code threw. */
@@ -42,13 +49,13 @@ export class HttpExchange {
   constructor(endpoint: Endpoint, request: HttpRequest, sink: ExchangeSink) {
     this.#sink = sink;
     this.#parser = new HttpResponseParser({
-      onHead: (status) => sink.onHead(status),
+      onHead: (status, headers) => sink.onHead(status, headers),
       onBody: (bytes, start, end) => {
         if (!this.#settled) sink.onBody(bytes, start, end);
       },
       onEnd: () => this.#ended(),
     });
-    this.#unsent = encode(request);
+    this.#unsent = encode(request, hostHeader(endpoint));
     this.#connect(endpoint);
   }
 
@@ -60,8 +67,18 @@ export class HttpExchange {
   }
 
   #connect(endpoint: Endpoint): void {
+    const secure = "host" in endpoint && endpoint.tls === true;
     const socket = {
-      open: (opened: Socket) => this.#opened(opened),
+      open: (opened: Socket) => {
+        // With TLS nothing is sent to whom the handshake has not made sure of.
+        if (!secure) this.#opened(opened);
+      },
+      ...(secure
+        ? {
+            handshake: (opened: Socket, trusted: boolean, error: Error | null) =>
+              trusted ? this.#opened(opened) : this.#distrusted(opened, error),
+          }
+        : {}),
       data: (_: Socket, bytes: Buffer) => this.#data(bytes),
       drain: (_: Socket) => this.#send(),
       close: (_: Socket, error?: Error) => this.#closed(error),
@@ -72,9 +89,22 @@ export class HttpExchange {
     const connect = async () =>
       "unix" in endpoint
         ? Bun.connect({ unix: endpoint.unix, socket })
-        : Bun.connect({ hostname: endpoint.host, port: endpoint.port, socket });
+        : Bun.connect({
+            hostname: endpoint.host,
+            port: endpoint.port,
+            ...(secure ? { tls: { serverName: endpoint.host, rejectUnauthorized: true } } : {}),
+            socket,
+          });
     // The promise only repeats what the callbacks tell.
     connect().catch((error: unknown) => this.#closed(error));
+  }
+
+  #distrusted(socket: Socket, error: Error | null): void {
+    const code = (error as { code?: unknown } | null)?.code;
+    const why = typeof code === "string" ? ` (${code})` : "";
+    const what = "the engine's certificate is not one that this machine trusts";
+    this.#fail(new EngineError("unreachable", `${what}${why}`, { cause: error }));
+    socket.terminate();
   }
 
   #opened(socket: Socket): void {
@@ -160,11 +190,19 @@ function lacksDescriptors(): boolean {
   }
 }
 
-function encode(request: HttpRequest): Buffer {
+/** What listens here answers to any name; what is elsewhere may be one of many behind an address. */
+function hostHeader(endpoint: Endpoint): string {
+  if ("unix" in endpoint) return "localhost";
+  const { host, port, tls } = endpoint;
+  const name = host.includes(":") ? `[${host}]` : host;
+  return port === (tls === true ? 443 : 80) ? name : `${name}:${port}`;
+}
+
+function encode(request: HttpRequest, host: string): Buffer {
   const body = request.body === null ? null : Buffer.from(request.body, "utf8");
   const head = [
     `${request.method} ${request.path} HTTP/1.1`,
-    "host: localhost",
+    `host: ${host}`,
     "connection: close",
     ...(request.key === null ? [] : [`authorization: Bearer ${request.key}`]),
     ...(body === null ? [] : ["content-type: application/json", `content-length: ${body.length}`]),

@@ -13,7 +13,8 @@ const headBytesMax = 64 * 1024;
 const lineBytesMax = 1024;
 
 export interface ResponseSink {
-  onHead(status: number): void;
+  /** Names of `headers` in lower case; of one that comes twice the last is told. */
+  onHead(status: number, headers: ReadonlyMap<string, string>): void;
   onBody(bytes: Buffer, start: number, end: number): void;
   /** The response is complete. */
   onEnd(): void;
@@ -193,7 +194,7 @@ export class HttpResponseParser {
       this.#left = Number(length);
       this.#state = "length";
     }
-    this.#sink.onHead(status);
+    this.#sink.onHead(status, headers);
     if (this.#state === "length" && this.#left === 0) this.#finish();
   }
 }

@@ -1,15 +1,11 @@
 /**
  * Calls to one llama-server: collected JSON answers with a time limit, and the streamed generation. The client
- * (llamacpp-client.ts) says which call means what; this file knows how a call is made, cut off and accounted for.
- *
- * Always: a call settles once; after its signal, its time limit or `close` it reports nothing more, and its
- * socket is closed in the same turn.
+ * (llamacpp-client.ts) says which call means what; engine-calls.ts makes them.
  */
 import { unnamedId } from "../../domain/continuation.ts";
 import { limits } from "../../domain/limits.ts";
-import type { Clock } from "../../ports/clock.ts";
-import { EngineError, type GenerateResult, type GenerateSink, isEngineError } from "../../ports/engine.ts";
-import { type Endpoint, HttpExchange, type HttpRequest } from "./http-exchange.ts";
+import { EngineError, type GenerateResult, type GenerateSink } from "../../ports/engine.ts";
+import { BodyCollector, EngineCalls, type Json, type Receiver } from "./engine-calls.ts";
 import {
   type FastToken,
   type FinalFrame,
@@ -21,78 +17,11 @@ import {
 } from "./llamacpp-frames.ts";
 import { SseDecoder } from "./sse-decoder.ts";
 
-/** 1,024 embeddings of 8,192 numbers as decimal text stay below it. */
-const answerBytesMax = 256 * 1024 * 1024;
 const errorBytesMax = 1024 * 1024;
 /** Tokens in a row that end inside a character; more are not believed. */
 const unnamedIdsMax = 64;
 
-type Json = Readonly<Record<string, unknown>>;
-
-export interface Answer {
-  readonly status: number;
-  readonly text: string;
-}
-
-/** A body that is read as a whole. */
-class BodyCollector {
-  readonly #bytesMax: number;
-  #parts: Buffer[] = [];
-  #length = 0;
-
-  constructor(bytesMax: number) {
-    this.#bytesMax = bytesMax;
-  }
-
-  add(bytes: Buffer, start: number, end: number): void {
-    this.#length += end - start;
-    if (this.#length > this.#bytesMax) throw new EngineError("protocol", "the engine's answer is too long");
-    this.#parts.push(Buffer.from(bytes.subarray(start, end)));
-  }
-
-  text(): string {
-    return Buffer.concat(this.#parts).toString("utf8");
-  }
-}
-
-export class LlamaCppCalls {
-  readonly #clock: Clock;
-  readonly #endpoint: () => Endpoint | null;
-  readonly #key: string;
-  readonly #onLost: () => void;
-  readonly #live = new Set<(error: EngineError) => void>();
-  #closed = false;
-
-  /** `onLost` hears of every call that failed because the engine may be gone, before the call rejects. */
-  constructor(clock: Clock, key: string, endpoint: () => Endpoint | null, onLost: () => void) {
-    this.#clock = clock;
-    this.#key = key;
-    this.#endpoint = endpoint;
-    this.#onLost = onLost;
-  }
-
-  /** The whole answer, whatever its status. `timeoutMs` null: the caller's signal alone bounds it. */
-  answer(
-    path: string,
-    body: Json | null,
-    signal: AbortSignal,
-    timeoutMs: number | null = limits.engineControlTimeoutMs,
-    withKey = true,
-  ): Promise<Answer> {
-    return this.#call(path, body, signal, timeoutMs, withKey, (done, fail) => {
-      const collected = new BodyCollector(answerBytesMax);
-      let status = 0;
-      return {
-        onHead: (code) => {
-          status = code;
-        },
-        onBody: (bytes, start, end) => collected.add(bytes, start, end),
-        onEnd: () => done({ status, text: collected.text() }),
-        onFailed: fail,
-      };
-    });
-  }
-
+export class LlamaCppCalls extends EngineCalls {
   /** The JSON object of a 200; any other status becomes an EngineError. */
   async json(path: string, body: Json | null, signal: AbortSignal, timeoutMs?: number | null): Promise<Json> {
     const { status, text } = await this.answer(path, body, signal, timeoutMs);
@@ -111,7 +40,7 @@ export class LlamaCppCalls {
 
   /** One `/completion` stream. Resolves on its final frame only. */
   generate(body: Json, sink: GenerateSink, signal: AbortSignal): Promise<GenerateResult> {
-    return this.#call(
+    return this.call(
       "/completion",
       body,
       signal,
@@ -120,83 +49,6 @@ export class LlamaCppCalls {
       (done, fail) => new Generation(sink, done, fail),
     );
   }
-
-  close(): void {
-    this.#closed = true;
-    for (const cut of this.#live) cut(new EngineError("aborted", "the engine's client was closed"));
-  }
-
-  #call<T>(
-    path: string,
-    body: Json | null,
-    signal: AbortSignal,
-    timeoutMs: number | null,
-    withKey: boolean,
-    receiver: (done: (value: T) => void, fail: (error: unknown) => void) => Receiver,
-  ): Promise<T> {
-    if (signal.aborted || this.#closed)
-      return Promise.reject(new EngineError("aborted", `${path} was not called`));
-    const endpoint = this.#endpoint();
-    if (endpoint === null)
-      return Promise.reject(new EngineError("unreachable", "the engine does not listen yet"));
-    const request: HttpRequest = {
-      method: body === null ? "GET" : "POST",
-      path,
-      key: withKey ? this.#key : null,
-      body: body === null ? null : JSON.stringify(body),
-    };
-    return new Promise<T>((resolve, reject) => {
-      let settled = false;
-      const settle = () => {
-        if (settled) return false;
-        settled = true;
-        timer?.cancel();
-        signal.removeEventListener("abort", onAbort);
-        this.#live.delete(cut);
-        return true;
-      };
-      const fail = (error: unknown) => {
-        if (!settle()) return;
-        if (isGone(error)) this.#onLost();
-        reject(error);
-      };
-      const received = receiver((value) => {
-        if (!settle()) return;
-        // A stream's final frame comes before its end, which a broken engine may never send.
-        exchange.cancel();
-        resolve(value);
-      }, fail);
-      const cut = (error: EngineError) => {
-        received.stop?.();
-        exchange.cancel();
-        fail(error);
-      };
-      const onAbort = () => cut(new EngineError("aborted", `${path} was aborted`));
-      const timer =
-        timeoutMs === null
-          ? null
-          : this.#clock.setTimer(timeoutMs, () =>
-              cut(new EngineError("timeout", `the engine did not answer ${path} in ${timeoutMs} ms`)),
-            );
-      const exchange = new HttpExchange(endpoint, request, received);
-      this.#live.add(cut);
-      signal.addEventListener("abort", onAbort, { once: true });
-    });
-  }
-}
-
-/** The engine is gone, or may be. */
-export function isGone(error: unknown): boolean {
-  return isEngineError(error) && ["connection", "unreachable"].includes(error.engineErrorKind);
-}
-
-interface Receiver {
-  onHead(status: number): void;
-  onBody(bytes: Buffer, start: number, end: number): void;
-  onEnd(): void;
-  onFailed(error: unknown): void;
-  /** Nothing may be reported to anybody after this. */
-  stop?(): void;
 }
 
 /** The receiver of one `/completion` stream: frames in, sink calls and one result out. */

@@ -3,6 +3,8 @@
  * it; the supervisor, the attempt runner and admission call it. What is particular to this engine was measured
  * on build 11669; docs/ and the comments here name each trap that shaped a line.
  */
+import { statSync } from "node:fs";
+import { assert } from "../../domain/assert.ts";
 import { limits } from "../../domain/limits.ts";
 import type { EngineIdentity, WarmUpSpeed } from "../../domain/pool.ts";
 import type { ChatMessage, Sampling, Workload } from "../../domain/task.ts";
@@ -13,6 +15,7 @@ import {
   type GenerateRequest,
   type GenerateResult,
   type GenerateSink,
+  isChat,
   type SlotSnapshot,
 } from "../../ports/engine.ts";
 import type { Endpoint } from "./http-exchange.ts";
@@ -103,6 +106,7 @@ export class LlamaCppClient implements EngineClient {
       slots,
       ctxPerSlot,
       modelPath: text(props.model_path),
+      modelStamp: stampOf(text(props.model_path)),
       modelSizeBytes: num(meta.size),
       modelParams: num(meta.n_params),
       ctxTrain: num(meta.n_ctx_train),
@@ -277,6 +281,7 @@ const streaming = {
 } as const;
 
 function completionBody(request: GenerateRequest): Json {
+  assert(!isChat(request.prompt), "it renders templates");
   return {
     prompt: request.prompt,
     // 0 would still give one token.
@@ -327,4 +332,9 @@ function tokensOf(answer: Json): number {
 /** Never 0 or infinite, however little was measured: it is divided by. */
 function perSecond(tokens: number, ms: number): number {
   return Math.max(0.001, (Math.max(1, tokens) * 1000) / Math.max(0.01, ms));
+}
+
+function stampOf(path: string | null): string | null {
+  const found = path === null ? undefined : statSync(path, { throwIfNoEntry: false });
+  return found === undefined ? null : `${found.size}-${found.ino}-${Math.round(found.mtimeMs)}`;
 }

@@ -68,6 +68,7 @@ export function launch(input: LaunchInput): Launch {
     ...["--no-ui", "--cors-origins", "localhost", "--offline"],
     // One slot's overflow must not end the others' streams: each has its own part of the cache.
     ...["-np", String(pool.slots), "--no-kv-unified", "-c", String(pool.slots * ctx)],
+    ...(pool.rpc.length === 0 ? [] : ["--rpc", pool.rpc.join(",")]),
     ...["--cache-ram", String(cacheRamMib)],
     // Without it the engine does not erase a slot either; nothing is ever saved there.
     ...["--slot-save-path", input.runDir],

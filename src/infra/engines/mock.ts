@@ -9,6 +9,7 @@
  * A fault's `nth` counts the generations of the pool (the starts, for never_ready and load_failure), over every
  * replica and incarnation: the counters belong to the adapter.
  */
+import { assert } from "../../domain/assert.ts";
 import type { EngineIdentity, MockFault, MockOptions, PoolSpec, WarmUpSpeed } from "../../domain/pool.ts";
 import type { ChatMessage } from "../../domain/task.ts";
 import type { Clock, Entropy, Timer } from "../../ports/clock.ts";
@@ -19,6 +20,7 @@ import {
   type GenerateRequest,
   type GenerateResult,
   type GenerateSink,
+  isChat,
   type SlotSnapshot,
 } from "../../ports/engine.ts";
 import { MockGeneration } from "./mock-generation.ts";
@@ -122,6 +124,7 @@ export class MockEngineClient implements EngineClient {
       slots: this.#pool.slots,
       ctxPerSlot: this.#ctx,
       modelPath: null,
+      modelStamp: null,
       modelSizeBytes: null,
       modelParams: null,
       kvBytesPerToken: null,
@@ -158,7 +161,9 @@ export class MockEngineClient implements EngineClient {
   async generate(request: GenerateRequest, sink: GenerateSink, signal: AbortSignal): Promise<GenerateResult> {
     this.#assertServing(signal);
     this.#assertWorkload("completion");
-    const promptIds = typeof request.prompt === "string" ? tokenize(request.prompt) : request.prompt;
+    const { prompt } = request;
+    assert(!isChat(prompt), "it renders templates");
+    const promptIds = typeof prompt === "string" ? tokenize(prompt) : prompt;
     this.#assertAcceptable(request, promptIds.length);
     this.#counters.generations += 1;
     const nth = this.#counters.generations;

@@ -9,7 +9,8 @@
  * A body: varint(ref × 8 + kind), then by kind
  *   declare: varint segment and varint ref of the log's birth, the task's id in UTF-8. Once for each log in a segment.
  *   sealed:  varint number of records before it. The last record of a closed segment.
- *   others:  varint place within the log, for tokens varint(number of ids + 1; 0: not known) and the ids, the bytes.
+ *   others:  varint place within the log, for tokens varint(number of ids + 1; 0: not known) and each id + 1 (an
+ *            unnamed one is -1), the bytes.
  *
  * A log is a task's records since it began (again): its birth never occurs twice among the files of a journal, so the records of
  * two tasks that had one id are never taken for one. Places count from 0 without gaps, marks included: a hole shows.
@@ -19,7 +20,7 @@ import { assert } from "../../domain/assert.ts";
 import { limits } from "../../domain/limits.ts";
 import type { JournalRecordKind } from "../../ports/journal.ts";
 
-export const recordHeaderBytes = 8;
+const recordHeaderBytes = 8;
 const varintBytesMax = 8;
 const declareKind = 0;
 const sealedKind = 1;
@@ -27,7 +28,7 @@ const kindNumbers: Readonly<Record<JournalRecordKind, number>> = {
   started: 2,
   token: 3,
   metrics: 4,
-  cut: 5,
+  attempt: 5,
   begin_again: 6,
 };
 const kindNames = new Map(
@@ -99,7 +100,7 @@ export class RecordWriter {
     this.#varint(place);
     if (kind === "token") {
       this.#varint(tokenIds === null ? 0 : tokenIds.length + 1);
-      if (tokenIds !== null) for (const id of tokenIds) this.#varint(id);
+      if (tokenIds !== null) for (const id of tokenIds) this.#varint(id + 1);
     }
     this.#copy(bytes);
     return this.#finish(start, salt);
@@ -224,7 +225,7 @@ function bodyOf(body: Uint8Array, next: number): FoundRecord | null {
   if (kind === "token") {
     const ids = varint() - 1;
     if (!(ids <= body.byteLength)) return null;
-    if (ids >= 0) tokenIds = Array.from({ length: ids }, varint);
+    if (ids >= 0) tokenIds = Array.from({ length: ids }, () => varint() - 1);
     if (tokenIds?.some(Number.isNaN)) return null;
   }
   return { found: "record", next, ref, record: { kind, place, bytes: body.subarray(at), tokenIds } };

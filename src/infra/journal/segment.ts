@@ -12,7 +12,7 @@ import { assert } from "../../domain/assert.ts";
 import { type Birth, type LoggedRecord, recordAt, recordBehind } from "./record-codec.ts";
 
 export const segmentHeaderBytes = 32;
-export const segmentVersion = 1;
+const segmentVersion = 1;
 const magic = new TextEncoder().encode("ORCHJRNL");
 const crcOffset = segmentHeaderBytes - 4;
 const numberMax = 2 ** 32 - 1;
@@ -90,7 +90,7 @@ export class Segment {
 }
 
 const digits = (number: number): string => String(number).padStart(10, "0");
-export const segmentName = (first: number, last: number): string => `${digits(first)}-${digits(last)}.seg`;
+const segmentName = (first: number, last: number): string => `${digits(first)}-${digits(last)}.seg`;
 export const temporaryName = (name: string): string => `${name}.tmp`;
 export const isTemporaryName = (name: string): boolean => /^\d{10}-\d{10}\.seg\.tmp$/.test(name);
 

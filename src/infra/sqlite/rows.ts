@@ -7,9 +7,16 @@
 import { type Static, type TSchema, Type } from "@sinclair/typebox";
 import { type TypeCheck, TypeCompiler } from "@sinclair/typebox/compiler";
 import { assert } from "../../domain/assert.ts";
+import { engineKinds } from "../../domain/engine-kind.ts";
 import { errorCodes } from "../../domain/errors.ts";
 import { determinisms, priorities, type TaskSpec, workloads } from "../../domain/task.ts";
-import type { StoredAllowance, StoredEnd, StoredSession, StoredTask } from "../../ports/task-store.ts";
+import type {
+  StoredAllowance,
+  StoredEnd,
+  StoredSession,
+  StoredTask,
+  StoredTranscript,
+} from "../../ports/task-store.ts";
 
 const oneOf = <T extends string>(values: readonly T[]) =>
   Type.Union(values.map((value) => Type.Literal(value)));
@@ -56,6 +63,7 @@ const specRow = Type.Object({
   sessionId: orNull(text),
   workload: oneOf(workloads),
   poolId: text,
+  engine: oneOf(engineKinds),
   pinned: Type.Boolean(),
   modelRef: text,
   priority: oneOf(priorities),
@@ -107,6 +115,7 @@ const endRow = Type.Object({
   tokensOut: count,
   finishReason: orNull(oneOf(["stop", "length"] as const)),
   error: orNull(Type.Object({ code: oneOf(errorCodes), message: text })),
+  artifactId: orNull(text),
 });
 
 const sessionRow = Type.Object({
@@ -130,7 +139,7 @@ const checks = {
 };
 
 /** Text and checksum as they stand in two neighbouring columns. */
-export interface Sealed {
+interface Sealed {
   readonly text: string;
   readonly crc: number;
 }
@@ -144,7 +153,7 @@ function seal<T extends TSchema>(check: TypeCheck<T>, value: unknown, what: stri
 }
 
 /** A row that cannot be what this program wrote. The store turns it into a StoreError that names the file. */
-export class DamagedRow extends Error {
+class DamagedRow extends Error {
   readonly damagedRow = true;
 }
 
@@ -241,4 +250,19 @@ export function decodeAllowance([keyId, cell, crc]: readonly unknown[]): StoredA
   const allowance = unseal(checks.allowance, cell, crc, "an allowance");
   if (allowance.keyId !== keyId) throw new DamagedRow("an allowance stands under the key of another");
   return allowance;
+}
+
+export const transcriptColumns = "ordinal, artifact_id, key_id, created_ms, text, text_crc";
+
+/** One that is damaged is told as such: nothing else depends on it. */
+export function decodeTranscript(row: readonly unknown[]): StoredTranscript {
+  const [ordinal, artifactId, keyId, createdMs, cell, crc] = row;
+  const sound = typeof cell === "string" && Bun.hash.crc32(cell) === crc;
+  return {
+    ordinal: Number(ordinal),
+    artifactId: String(artifactId),
+    keyId: String(keyId),
+    createdMs: Number(createdMs),
+    text: sound ? cell : null,
+  };
 }

@@ -12,9 +12,11 @@ import { limits } from "../../domain/limits.ts";
 import type { TerminalState } from "../../domain/task.ts";
 import {
   isStoreError,
+  type NewTranscript,
   type Recovered,
   type StoredTask,
   type StoredTaskQuery,
+  type StoredTranscript,
   type StoreError,
   type StoreOp,
   type TaskStore,
@@ -26,6 +28,7 @@ import {
   decodeAllowance,
   decodeSession,
   decodeTask,
+  decodeTranscript,
   encodeAllowance,
   encodeEnd,
   encodeSession,
@@ -111,7 +114,8 @@ export class SqliteTaskStore implements TaskStore {
     if (batch.length === 0) return;
     const [only] = batch;
     // One statement is a transaction by itself, and a third cheaper without BEGIN and COMMIT around it.
-    if (batch.length === 1 && only !== undefined) this.#changing(() => this.#apply(only));
+    if (batch.length === 1 && only !== undefined && statementsOf(only) === 1)
+      this.#changing(() => this.#apply(only));
     else
       this.#transaction(() => {
         for (const op of batch) this.#apply(op);
@@ -167,6 +171,36 @@ export class SqliteTaskStore implements TaskStore {
     return forgotten;
   }
 
+  transcripts(limit: number): readonly StoredTranscript[] {
+    this.#assertOpen();
+    assert(limit > 0, "a page has room");
+    return this.#guard(() => this.#statements.transcripts.values(limit).map(decodeTranscript));
+  }
+
+  findTranscript(artifactId: string, keyId: string | null): StoredTranscript | null {
+    this.#assertOpen();
+    return this.#guard(() => {
+      const row = this.#statements.transcriptById.values(artifactId, keyId)[0];
+      return row === undefined ? null : decodeTranscript(row);
+    });
+  }
+
+  removeTranscripts(ordinals: readonly number[]): void {
+    this.#assertOpen();
+    if (ordinals.length === 0) return;
+    this.#transaction(() => {
+      for (const ordinal of ordinals) this.#statements.removeTranscript.run(ordinal);
+    });
+  }
+
+  transcriptTotals(): { readonly count: number; readonly chars: number } {
+    this.#assertOpen();
+    return this.#guard(() => {
+      const [count, chars] = this.#statements.transcriptTotals.values()[0] ?? [];
+      return { count: Number(count), chars: Number(chars) };
+    });
+  }
+
   sizeBytes(): number {
     this.#assertOpen();
     return databaseBytes(this.#path) + this.#wal.fileBytes();
@@ -207,6 +241,7 @@ export class SqliteTaskStore implements TaskStore {
         const { text, crc } = encodeEnd(op.end);
         const { changes } = end.run(op.end.state, op.end.finishedMs, text, crc, op.taskId);
         assert(changes === 1, `task ${op.taskId} was live`);
+        if (op.transcript !== undefined) this.#keep(op.transcript);
         return;
       }
       case "task_watched":
@@ -250,6 +285,11 @@ export class SqliteTaskStore implements TaskStore {
       end?.crc ?? null,
       stored.watched ? 1 : 0,
     );
+  }
+
+  #keep({ artifactId, keyId, createdMs, text }: NewTranscript): void {
+    const crc = Bun.hash.crc32(text);
+    this.#statements.keepTranscript.run(artifactId, keyId, createdMs, text.length, text, crc);
   }
 
   #transaction(body: () => void): void {
@@ -322,3 +362,6 @@ export class SqliteTaskStore implements TaskStore {
     assert(!this.#closed, "the store is open");
   }
 }
+
+const statementsOf = (op: StoreOp): number =>
+  op.kind === "task_ended" && op.transcript !== undefined ? 2 : 1;

@@ -1,12 +1,12 @@
 /**
  * Every statement of the store, prepared once. The store takes them by name and gives them back when it closes.
  *
- * Always holds: each reads one range of one index; only `live`, `sessions` and `allowances`, which run at boot, read
- * more than they are asked to return.
+ * Always holds: each reads one range of one index; only `live`, `sessions` and `allowances`, which run at boot, and
+ * `transcriptTotals` read more than they are asked to return.
  */
 import type { Database } from "bun:sqlite";
 import { limits } from "../../domain/limits.ts";
-import { taskColumns } from "./rows.ts";
+import { taskColumns, transcriptColumns } from "./rows.ts";
 
 export function prepareStatements(db: Database) {
   const range = (where: string) =>
@@ -43,6 +43,15 @@ export function prepareStatements(db: Database) {
     prune: db.prepare(
       "DELETE FROM tasks WHERE ordinal IN (SELECT ordinal FROM tasks WHERE finished_ms < ? ORDER BY finished_ms LIMIT ?)",
     ),
+    keepTranscript: db.prepare(
+      "INSERT INTO transcripts (artifact_id, key_id, created_ms, chars, text, text_crc) VALUES (?, ?, ?, ?, ?, ?)",
+    ),
+    transcripts: db.prepare(`SELECT ${transcriptColumns} FROM transcripts ORDER BY ordinal LIMIT ?`),
+    transcriptById: db.prepare(
+      `SELECT ${transcriptColumns} FROM transcripts WHERE artifact_id = ? AND key_id = ifnull(?, key_id) LIMIT 1`,
+    ),
+    removeTranscript: db.prepare("DELETE FROM transcripts WHERE ordinal = ?"),
+    transcriptTotals: db.prepare("SELECT count(*), ifnull(sum(chars), 0) FROM transcripts"),
     giveBack: db.prepare(`PRAGMA incremental_vacuum(${limits.storeGiveBackPagesMax})`),
   };
 }

@@ -7,12 +7,13 @@
  * except that the values of a closed set, seeded below, all fit. A value that was shown once stays shown.
  */
 import { assert } from "../../domain/assert.ts";
-import { engineKinds } from "../../domain/pool.ts";
+import { engineKinds } from "../../domain/engine-kind.ts";
+import { limits } from "../../domain/limits.ts";
 import { priorities } from "../../domain/task.ts";
 
 export const other = "other";
 
-/** Behaviour §14; `cause`, `policy` and `dimension` belong to series that came on top. */
+/** ci/metrics.lint.json says the same. */
 export const labelBudgets = {
   engine: 4,
   engine_version: 64,
@@ -27,8 +28,14 @@ export const labelBudgets = {
   pinned: 2,
   fallback: 2,
   cause: 16,
-  policy: 8,
+  policy: 16,
   dimension: 4,
+  device: 64,
+  kind: 4,
+  vendor: 4,
+  model: 64,
+  uuid: 64,
+  driver_version: 8,
   version: 2,
   commit: 2,
   bun: 2,
@@ -36,15 +43,23 @@ export const labelBudgets = {
 export type LabelName = keyof typeof labelBudgets;
 
 /** What stands for "not known" and "there is none": an empty label would read as a label that is missing. */
-const absent: Partial<Record<LabelName, string>> = { engine_version: "unknown", replica_id: "none" };
+const absent: Partial<Record<LabelName, string>> = {
+  engine: "none",
+  engine_version: "unknown",
+  pool_id: "none",
+  replica_id: "none",
+  model: "unknown",
+  uuid: "unknown",
+  driver_version: "unknown",
+};
 
 const seeds: Partial<Record<LabelName, readonly string[]>> = {
-  engine: engineKinds,
+  engine: [...engineKinds, "none"],
   engine_version: ["unknown"],
   replica_id: ["none"],
   priority: priorities,
   result: ["done", "failed", "canceled"],
-  state: ["Active"],
+  state: ["Active", "Retired"],
   outcome: ["placed", "refused"],
   pinned: ["true", "false"],
   fallback: ["true", "false"],
@@ -53,14 +68,12 @@ const seeds: Partial<Record<LabelName, readonly string[]>> = {
 /** Reasons mean something within their series only; ids mean the same everywhere. */
 const perSeries: ReadonlySet<LabelName> = new Set<LabelName>(["reason"]);
 
-const valueCharsMax = 128;
-
 export class LabelBudget {
   private readonly shown = new Map<string, Set<string>>();
 
   /** The value as it may be shown: itself while it fits, else "other". */
   admit(series: string, label: LabelName, value: string): string {
-    const wanted = value === "" ? (absent[label] ?? other) : value.slice(0, valueCharsMax);
+    const wanted = value === "" ? (absent[label] ?? other) : value.slice(0, limits.labelCharsMax);
     const scope = perSeries.has(label) ? `${series} ${label}` : label;
     let shown = this.shown.get(scope);
     if (shown === undefined) {

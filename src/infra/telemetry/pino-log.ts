@@ -7,6 +7,7 @@
  * they run in worker threads that a compiled binary cannot load.
  */
 import { type Logger, pino } from "pino";
+import { limits } from "../../domain/limits.ts";
 import type { Clock } from "../../ports/clock.ts";
 import type { Log, LogFields, LogLevel } from "../../ports/telemetry.ts";
 import { redactValue, scrub } from "./redact.ts";
@@ -21,8 +22,6 @@ export interface PinoLogOptions {
 
 /** Names that the line itself uses; a field of that name gets an underscore instead of overwriting it. */
 const ownNames = new Set(["level", "time", "event", "err"]);
-const stackCharsMax = 8_000;
-const causesMax = 4;
 
 export class PinoLog implements Log {
   private readonly logger: Logger;
@@ -59,7 +58,7 @@ export class PinoLog implements Log {
 
   error(event: string, fields: LogFields, cause?: unknown): void {
     const line = record(event, fields);
-    if (cause !== undefined) line.err = describe(cause, causesMax);
+    if (cause !== undefined) line.err = describe(cause, limits.logCausesMax);
     this.logger.error(line);
   }
 }
@@ -83,7 +82,7 @@ function describe(cause: unknown, causesLeft: number): Record<string, unknown> {
     type: cause.name,
     message: scrub(cause.message),
     ...(typeof code === "string" ? { code } : {}),
-    stack: scrub((cause.stack ?? "").slice(0, stackCharsMax)),
+    stack: scrub((cause.stack ?? "").slice(0, limits.logStackCharsMax)),
     ...(cause.cause === undefined || causesLeft === 0
       ? {}
       : { cause: describe(cause.cause, causesLeft - 1) }),

@@ -11,7 +11,7 @@ import Counter from "prom-client/lib/counter.js";
 import Gauge from "prom-client/lib/gauge.js";
 import Histogram from "prom-client/lib/histogram.js";
 import Registry from "prom-client/lib/registry.js";
-import type { EngineKind } from "../../domain/pool.ts";
+import type { EngineKind } from "../../domain/engine-kind.ts";
 import { type Priority, priorities } from "../../domain/task.ts";
 import type {
   EngineLabels,
@@ -20,6 +20,8 @@ import type {
   PoolGauges,
   ReplicaLabels,
 } from "../../ports/telemetry.ts";
+import { setCombined, setOrRemove } from "./gauges.ts";
+import { GpuSeries } from "./gpu-series.ts";
 import { LabelBudget, type LabelName } from "./label-budget.ts";
 import { type ProcessStats, readProcessStats } from "./process-stats.ts";
 
@@ -47,6 +49,8 @@ export class PromMetrics implements Metrics {
   private readonly budget = new LabelBudget();
   private readonly processStats: () => ProcessStats;
   private sources: MetricsSources | null = null;
+  /** Null until there is a card. */
+  private gpu: GpuSeries | null = null;
 
   private readonly enqueued = this.counter(
     "tasks_enqueued_total",
@@ -57,6 +61,11 @@ export class PromMetrics implements Metrics {
     ...replica,
     "priority",
   ]);
+  private readonly preempted = this.counter(
+    "tasks_preempted_total",
+    "Attempts of batch tasks that were cut for an interactive task; the task goes on.",
+    replica,
+  );
   private readonly canceled = this.counter("tasks_canceled_total", "Tasks canceled.", [...replica, "reason"]);
   private readonly rejected = this.counter("tasks_rejected_total", "Tasks refused at admission.", [
     "engine",
@@ -75,7 +84,7 @@ export class PromMetrics implements Metrics {
   );
   private readonly pressure = this.counter(
     "admission_backpressure_events_total",
-    "Times a full queue or a limit held work back, by the policy that did.",
+    "Times a full queue, a budget or a bound of the key held work back, by the policy that did.",
     ["engine", "policy"],
   );
   private readonly placements = this.counter("placement_decisions_total", "Placement decisions.", [
@@ -87,6 +96,11 @@ export class PromMetrics implements Metrics {
     "replica_restarts_total",
     "Engine processes started again after a failure, by its cause.",
     ["pool_id", "replica_id", "cause"],
+  );
+  private readonly verifications = this.counter(
+    "catalog_verifications_total",
+    "Model files compared with what their catalog entry says, by how it came out.",
+    ["result", "reason", "engine"],
   );
   private readonly sessionsEvicted = this.counter(
     "sessions_evicted_total",
@@ -119,6 +133,9 @@ export class PromMetrics implements Metrics {
     "1 when at least one replica has decoded and takes tasks, else 0.",
     engine,
   );
+  private readonly poolDraining = this.gauge("pool_draining", "1 while an operator has drained the pool.", [
+    "pool_id",
+  ]);
   private readonly brier = this.gauge(
     "prediction_brier_score",
     "Mean squared error of on_time_probability, 0 to 1, less is better; absent until a deadline was scored.",
@@ -155,11 +172,26 @@ export class PromMetrics implements Metrics {
   ]);
   private readonly candidates = this.gauge(
     "placement_candidates_considered",
-    "Replicas that could have taken the task placed last.",
+    "Replicas that could have taken the task that was placed or refused last.",
     [],
   );
   private readonly sessionsActive = this.gauge("sessions_active", "Sessions that have not ended.", []);
   private readonly storeBytes = this.gauge("task_store_bytes", "Bytes of the stored state on disk.", []);
+  private readonly journalBytes = this.gauge(
+    "event_journal_bytes",
+    "Bytes of the journal of live event logs.",
+    [],
+  );
+  private readonly artifactBytes = this.gauge(
+    "artifact_store_bytes",
+    "Bytes of all artifacts and attachments; artifacts.max_bytes bounds them.",
+    [],
+  );
+  private readonly transcripts = this.gauge(
+    "transcripts_pending",
+    "Transcripts of finished tasks that are not in the artifact store yet.",
+    [],
+  );
   private readonly eventLogs = this.gauge("event_logs", "Event logs of tasks held in memory.", []);
   private readonly eventLogBytes = this.gauge("event_log_bytes", "Bytes of all event logs in memory.", []);
   private readonly viewers = this.gauge("viewers", "Streams that are open now.", []);
@@ -183,8 +215,22 @@ export class PromMetrics implements Metrics {
     this.processStats = options.processStats ?? readProcessStats;
     this.buildInfo.set(this.shown("build_info", { ...options.build }), 1);
     // An unlabelled gauge starts at 0, which would be a claim.
-    const unlabelled = [this.candidates, this.sessionsActive, this.storeBytes, this.eventLogs];
-    for (const gauge of [...unlabelled, this.eventLogBytes, this.viewers, this.lagMs]) gauge.remove();
+    const unlabelled = [
+      this.candidates,
+      this.sessionsActive,
+      this.storeBytes,
+      this.journalBytes,
+      this.eventLogs,
+    ];
+    for (const gauge of [
+      ...unlabelled,
+      this.artifactBytes,
+      this.transcripts,
+      this.eventLogBytes,
+      this.viewers,
+      this.lagMs,
+    ])
+      gauge.remove();
   }
 
   /** Gauges that need the services stay absent until this is called. */
@@ -202,6 +248,10 @@ export class PromMetrics implements Metrics {
 
   taskStarted(labels: ReplicaLabels & { priority: Priority }): void {
     this.count("tasks_started_total", this.started, { ...ofReplica(labels), priority: labels.priority });
+  }
+
+  taskPreempted(labels: ReplicaLabels): void {
+    this.count("tasks_preempted_total", this.preempted, ofReplica(labels));
   }
 
   taskCanceled(labels: ReplicaLabels & { reason: string }): void {
@@ -236,9 +286,9 @@ export class PromMetrics implements Metrics {
     this.decodeMs.observe(shown, ms);
   }
 
-  backpressure(labels: { engine: EngineKind; policy: string }): void {
+  backpressure(labels: { engine: EngineKind | null; policy: string }): void {
     this.count("admission_backpressure_events_total", this.pressure, {
-      engine: labels.engine,
+      engine: labels.engine ?? "",
       policy: labels.policy,
     });
   }
@@ -258,6 +308,11 @@ export class PromMetrics implements Metrics {
       replica_id: labels.replicaId,
       cause: labels.cause,
     });
+  }
+
+  modelVerified(labels: { result: "done" | "failed" | "canceled"; reason: string }): void {
+    // Files of models are GGUF files, which one engine loads.
+    this.count("catalog_verifications_total", this.verifications, { ...labels, engine: "llamacpp" });
   }
 
   sessionEvicted(reason: "ttl" | "max" | "deleted"): void {
@@ -290,7 +345,8 @@ export class PromMetrics implements Metrics {
 
   private readSources(sources: MetricsSources): void {
     // Series of what is gone must not linger with their last value.
-    for (const gauge of [this.queueDepth, this.poolReady, this.kvUsage, this.modelState]) gauge.reset();
+    const { queueDepth, poolReady, poolDraining, kvUsage, modelState } = this;
+    for (const gauge of [queueDepth, poolReady, poolDraining, kvUsage, modelState]) gauge.reset();
     const pools = sources.pools();
     this.readPools(pools);
     this.readPredictions(pools);
@@ -302,18 +358,28 @@ export class PromMetrics implements Metrics {
     this.viewers.set(sources.viewers());
     this.sessionsActive.set(sources.sessions());
     this.storeBytes.set(sources.storeBytes());
+    this.journalBytes.set(sources.journalBytes());
+    setOrRemove(this.artifactBytes, sources.artifactBytes());
+    this.transcripts.set(sources.transcriptsPending());
     setOrRemove(this.lagMs, sources.loopLagMs());
+    const gpus = sources.gpus?.() ?? [];
+    if (gpus.length > 0)
+      this.gpu ??= new GpuSeries(this.registry, (series, labels) => this.shown(series, labels));
+    this.gpu?.read(gpus);
   }
 
   private readPools(pools: readonly PoolGauges[]): void {
     // Pools beyond the budget share the series "other": its worst readiness and its highest usage are shown.
     const ready = new Map<string, number>();
     const usage = new Map<string, number>();
+    const draining = new Map<string, number>();
     for (const pool of pools) {
       const of = { engine: pool.engine, engine_version: pool.engineVersion ?? "", pool_id: pool.poolId };
       for (const priority of priorities)
         this.queueDepth.inc(this.shown("queue_depth", { ...of, priority }), pool.queue[priority]);
       setCombined(this.poolReady, ready, this.shown("pool_ready", of), pool.ready ? 1 : 0, Math.min);
+      const drained = this.shown("pool_draining", { pool_id: pool.poolId });
+      setCombined(this.poolDraining, draining, drained, pool.draining === true ? 1 : 0, Math.max);
       for (const { replicaId, kvTokens } of pool.replicas) {
         if (kvTokens === null || kvTokens.total <= 0) continue;
         const ratio = Math.min(1, Math.max(0, kvTokens.used / kvTokens.total));
@@ -376,22 +442,3 @@ const ofEngine = (labels: EngineLabels) => ({
 });
 
 const ofReplica = (labels: ReplicaLabels) => ({ ...ofEngine(labels), replica_id: labels.replicaId });
-
-function setOrRemove(gauge: Gauge, value: number | null): void {
-  if (value === null) gauge.remove();
-  else gauge.set(value);
-}
-
-function setCombined(
-  gauge: Gauge,
-  seen: Map<string, number>,
-  labels: Record<string, string>,
-  value: number,
-  combine: (a: number, b: number) => number,
-): void {
-  const key = JSON.stringify(labels);
-  const before = seen.get(key);
-  const now = before === undefined ? value : combine(before, value);
-  seen.set(key, now);
-  gauge.set(labels, now);
-}

@@ -4,6 +4,7 @@
  * Always: a value under a secret's name is replaced whatever its type; text that carries a credential in a
  * well-known form loses the credential and keeps the rest, for an upstream's error may quote our own header.
  */
+import { limits } from "../../domain/limits.ts";
 import type { LogFields } from "../../ports/telemetry.ts";
 
 export const redacted = "[redacted]";
@@ -43,14 +44,13 @@ const punctuation = /[^a-z0-9]/g;
 
 /** The program's field names are a few dozen: each is judged once. */
 const judged = new Map<string, boolean>();
-const judgedMax = 1024;
 
 export function isSecretName(name: string): boolean {
   const known = judged.get(name);
   if (known !== undefined) return known;
   const plain = name.toLowerCase().replace(punctuation, "");
   const secret = secretNames.has(plain) || secretEndings.test(plain);
-  if (judged.size < judgedMax) judged.set(name, secret);
+  if (judged.size < limits.logNamesMax) judged.set(name, secret);
   return secret;
 }
 

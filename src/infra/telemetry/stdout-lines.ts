@@ -12,6 +12,7 @@
  * does not return before somebody reads (measured: 4.9 s for a reader that slept 5 s).
  */
 import { constants, fstatSync, openSync, writeSync } from "node:fs";
+import { limits } from "../../domain/limits.ts";
 import type { Clock, Timer } from "../../ports/clock.ts";
 
 export interface StdoutLinesOptions {
@@ -24,9 +25,6 @@ export interface StdoutLinesOptions {
   readonly write?: (fd: number, bytes: Uint8Array) => number;
 }
 
-const retryMs = 50;
-/** What a full pipe may cost at process.exit. */
-const exitPatienceMs = 1_000;
 const exitStepMs = 10;
 
 export class StdoutLines {
@@ -48,7 +46,7 @@ export class StdoutLines {
     this.clock = options.clock;
     const fd = options.fd ?? 1;
     this.fd = (options.write === undefined ? openNonBlocking(fd) : null) ?? fd;
-    this.pendingBytesMax = options.pendingBytesMax ?? 4 * 1024 * 1024;
+    this.pendingBytesMax = options.pendingBytesMax ?? limits.logPendingBytesMax;
     this.droppedLine = options.droppedLine;
     this.writeBytes = options.write ?? ((to, bytes) => writeSync(to, bytes));
   }
@@ -87,7 +85,7 @@ export class StdoutLines {
     this.encodeCollected();
     const patience = new Int32Array(new SharedArrayBuffer(4));
     for (let waitedMs = 0; this.send() === "later"; waitedMs += exitStepMs) {
-      if (waitedMs >= exitPatienceMs) this.abandon();
+      if (waitedMs >= limits.logExitMs) this.abandon();
       else Atomics.wait(patience, 0, 0, exitStepMs);
     }
     this.settle();
@@ -100,7 +98,7 @@ export class StdoutLines {
     }
     // Only a stall needs the exit listener: everything else is out already.
     if (this.retry === null) process.once("exit", this.flush);
-    this.retry = this.clock.setTimer(retryMs, () => this.drain());
+    this.retry = this.clock.setTimer(limits.logRetryMs, () => this.drain());
   }
 
   /** Nothing waits any more: says what the stall cost. */

@@ -1,0 +1,90 @@
+/**
+ * The part of the composition root that puts together the model catalog and what operators tell pools: the one file
+ * beside bootstrap.ts that names adapters. bootstrap.ts calls it.
+ */
+import { join } from "node:path";
+import { isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
+import { HttpModelSource } from "../infra/models/http-model-source.ts";
+import { LocalModelFiles } from "../infra/models/local-model-files.ts";
+import { SqliteModelCatalog } from "../infra/sqlite/model-catalog.ts";
+import { SqlitePoolRecords } from "../infra/sqlite/pool-records.ts";
+import type { Clock, Entropy } from "../ports/clock.ts";
+import { isStoreError } from "../ports/task-store.ts";
+import type { Log, Metrics } from "../ports/telemetry.ts";
+import { Catalog } from "../services/catalog.ts";
+import type { Dispatcher } from "../services/dispatcher.ts";
+import { PoolDrains } from "../services/pool-drain.ts";
+import { PoolModels } from "../services/pool-models.ts";
+import type { Config } from "./config.ts";
+import { allowedOf } from "./config-models.ts";
+import { StartError } from "./start-error.ts";
+
+export interface CatalogParts {
+  readonly config: Config;
+  readonly clock: Clock;
+  readonly entropy: Entropy;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly onFatal: (error: unknown) => void;
+}
+
+/** Started; `catalog.stop` closes it. @throws StartError that names the file and says what to do. */
+export function openCatalog({ config, clock, entropy, log, metrics, onFatal }: CatalogParts): {
+  readonly catalog: Catalog;
+  readonly poolModels: PoolModels;
+} {
+  const { dir, roots, fetch, trust } = config.models;
+  const allowed = allowedOf(config.models);
+  const files = new LocalModelFiles({ dir, roots, headerProblem });
+  try {
+    const catalog = new Catalog({
+      store: new SqliteModelCatalog(join(config.stateDir, "models.sqlite")),
+      source: new HttpModelSource({ clock, entropy, allowed, headerProblem }),
+      files,
+      clock,
+      log,
+      metrics,
+      rules: { trust, fetch: { enabled: fetch.enabled, allowed } },
+      onFatal,
+    });
+    catalog.start();
+    return { catalog, poolModels: new PoolModels({ catalog, files, log, trust }) };
+  } catch (error) {
+    if (isStoreError(error)) throw new StartError("state_dir", error.message, { cause: error });
+    throw error;
+  }
+}
+
+function headerProblem(path: string): string | null {
+  try {
+    readGgufHeader(path);
+    return null;
+  } catch (error) {
+    if (isGgufError(error)) return error.message;
+    throw error;
+  }
+}
+
+export interface DrainParts {
+  readonly config: Config;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** Made later: it begins with what was drained. */
+  readonly dispatcher: () => Dispatcher;
+}
+
+/** With what the last process left drained; `stop` closes it. @throws StartError that names the file and says what to do. */
+export function openDrains({ config, clock, log, dispatcher }: DrainParts): PoolDrains {
+  try {
+    return new PoolDrains({
+      clock,
+      log,
+      store: new SqlitePoolRecords(join(config.stateDir, "pools.sqlite")),
+      slotsBusy: (poolId) => dispatcher().view.slotsBusyIn(poolId),
+      tell: (event) => dispatcher().tell(event),
+    });
+  } catch (error) {
+    if (isStoreError(error)) throw new StartError("state_dir", error.message, { cause: error });
+    throw error;
+  }
+}

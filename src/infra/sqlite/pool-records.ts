@@ -1,0 +1,82 @@
+/**
+ * What operators told pools as one SQLite file, `pools.sqlite` in the state folder. bootstrap-pools.ts opens it; the port
+ * says what holds. It is the only copy: it is opened as strictly as the task store, and every write is synced.
+ */
+import type { Database } from "bun:sqlite";
+import type { PoolRecord, PoolStore } from "../../ports/pool-store.ts";
+import type { Migration } from "./migrations.ts";
+import { openDatabase } from "./open-database.ts";
+import { damaged, storeFailure } from "./store-failure.ts";
+
+/** The record is one JSON text with its CRC-32, so that a flipped bit is found where SQLite's own check sees none. */
+const migrations: readonly Migration[] = [
+  {
+    version: 1,
+    apply: (db) => {
+      db.run(
+        "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, record TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
+      );
+    },
+  },
+];
+
+const crcOf = (text: string): number => Bun.hash.crc32(text);
+
+export class SqlitePoolRecords implements PoolStore {
+  readonly #db: Database;
+
+  /** @throws StoreError */
+  constructor(private readonly path: string) {
+    this.#db = openDatabase(path, migrations);
+    this.#edge(() => {
+      // Few and small writes: each is on the disk when it returns, and the log moves by itself.
+      this.#db.run("PRAGMA synchronous = FULL");
+      this.#db.run("PRAGMA wal_autocheckpoint = 1000");
+    });
+  }
+
+  all(): readonly PoolRecord[] {
+    return this.#edge(() =>
+      this.#db
+        .query<{ pool_id: string; record: string; crc: number }, []>("SELECT * FROM pools ORDER BY pool_id")
+        .all()
+        .map(({ pool_id, record, crc }) => {
+          if (crcOf(record) !== crc)
+            throw damaged(this.path, `the record of pool ${pool_id} does not match its checksum`);
+          return JSON.parse(record) as PoolRecord;
+        }),
+    );
+  }
+
+  put(record: PoolRecord): void {
+    this.#edge(() => {
+      const text = JSON.stringify(record);
+      this.#db
+        .query(
+          "INSERT INTO pools VALUES (?1, ?2, ?3) ON CONFLICT (pool_id) DO UPDATE SET record = ?2, crc = ?3",
+        )
+        .run(record.poolId, text, crcOf(text));
+    });
+  }
+
+  remove(poolId: string): void {
+    this.#edge(() => {
+      this.#db.query("DELETE FROM pools WHERE pool_id = ?").run(poolId);
+    });
+  }
+
+  close(): void {
+    this.#edge(() => {
+      this.#db.run("PRAGMA wal_checkpoint(TRUNCATE)");
+      this.#db.close();
+    });
+  }
+
+  #edge<T>(work: () => T): T {
+    try {
+      return work();
+    } catch (error) {
+      throw storeFailure(this.path, error);
+    }
+  }
+}
