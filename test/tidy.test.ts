@@ -48,7 +48,11 @@ const allowed: Readonly<Record<Floor, readonly Floor[]>> = {
   cli: ["app", "domain", "infra"],
   main: ["cli", "app"],
 };
-const compositionRoots = ["src/app/bootstrap.ts", "src/app/bootstrap-models.ts"];
+const compositionRoots = [
+  "src/app/bootstrap.ts",
+  "src/app/bootstrap-models.ts",
+  "src/app/bootstrap-pools.ts",
+];
 /** The guard runs before there is an application; it is infra's own entry. */
 const guardEntry = "src/cli/guard.ts";
 

@@ -86,7 +86,22 @@ export const healthOf = (pool: PoolHealth, admin: boolean): PoolHealthBody => ({
   },
   last_error: failureOf(pool.lastError, admin),
   drain: drainOf(pool.drain),
+  reload: reloadOf(pool.reload),
 });
+
+const reloadOf = (reload: PoolHealth["reload"]): PoolHealthBody["reload"] =>
+  reload === null
+    ? null
+    : {
+        phase: reload.phase,
+        strategy: reload.strategy,
+        new_model_ref: reload.modelRef,
+        since_ms: Math.round(reload.sinceMs),
+        running: reload.running,
+        replicas_ready: reload.replicasReady,
+        replicas: reload.replicas,
+        problem: reload.problem,
+      };
 
 const drainOf = (drain: PoolHealth["drain"]): PoolHealthBody["drain"] =>
   drain === null

@@ -1,19 +1,13 @@
-/**
- * The part of the composition root that puts together the model catalog and what operators tell pools: the one file
- * beside bootstrap.ts that names adapters. bootstrap.ts calls it.
- */
+/** The part of the composition root that puts the model catalog together. bootstrap.ts calls it. */
 import { join } from "node:path";
 import { isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
 import { HttpModelSource } from "../infra/models/http-model-source.ts";
 import { LocalModelFiles } from "../infra/models/local-model-files.ts";
 import { SqliteModelCatalog } from "../infra/sqlite/model-catalog.ts";
-import { SqlitePoolRecords } from "../infra/sqlite/pool-records.ts";
 import type { Clock, Entropy } from "../ports/clock.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import { Catalog } from "../services/catalog.ts";
-import type { Dispatcher } from "../services/dispatcher.ts";
-import { PoolDrains } from "../services/pool-drain.ts";
 import { PoolModels } from "../services/pool-models.ts";
 import type { Config } from "./config.ts";
 import { allowedOf } from "./config-models.ts";
@@ -32,6 +26,7 @@ export interface CatalogParts {
 export function openCatalog({ config, clock, entropy, log, metrics, onFatal }: CatalogParts): {
   readonly catalog: Catalog;
   readonly poolModels: PoolModels;
+  readonly files: LocalModelFiles;
 } {
   const { dir, roots, fetch, trust } = config.models;
   const allowed = allowedOf(config.models);
@@ -48,7 +43,7 @@ export function openCatalog({ config, clock, entropy, log, metrics, onFatal }: C
       onFatal,
     });
     catalog.start();
-    return { catalog, poolModels: new PoolModels({ catalog, files, log, trust }) };
+    return { catalog, poolModels: new PoolModels({ catalog, files, log, trust }), files };
   } catch (error) {
     if (isStoreError(error)) throw new StartError("state_dir", error.message, { cause: error });
     throw error;
@@ -61,30 +56,6 @@ function headerProblem(path: string): string | null {
     return null;
   } catch (error) {
     if (isGgufError(error)) return error.message;
-    throw error;
-  }
-}
-
-export interface DrainParts {
-  readonly config: Config;
-  readonly clock: Clock;
-  readonly log: Log;
-  /** Made later: it begins with what was drained. */
-  readonly dispatcher: () => Dispatcher;
-}
-
-/** With what the last process left drained; `stop` closes it. @throws StartError that names the file and says what to do. */
-export function openDrains({ config, clock, log, dispatcher }: DrainParts): PoolDrains {
-  try {
-    return new PoolDrains({
-      clock,
-      log,
-      store: new SqlitePoolRecords(join(config.stateDir, "pools.sqlite")),
-      slotsBusy: (poolId) => dispatcher().view.slotsBusyIn(poolId),
-      tell: (event) => dispatcher().tell(event),
-    });
-  } catch (error) {
-    if (isStoreError(error)) throw new StartError("state_dir", error.message, { cause: error });
     throw error;
   }
 }

@@ -63,7 +63,8 @@ import { TaskRegistry } from "../services/task-registry.ts";
 import { Transcripts } from "../services/transcripts.ts";
 import { waitingArtifacts } from "../services/waiting-artifacts.ts";
 import { WriteAhead } from "../services/write-ahead.ts";
-import { openCatalog, openDrains } from "./bootstrap-models.ts";
+import { openCatalog } from "./bootstrap-models.ts";
+import { openPoolControl } from "./bootstrap-pools.ts";
 import type { Config } from "./config.ts";
 import type { S3Spec } from "./config-artifacts.ts";
 import { allowancesOf } from "./config-keys.ts";
@@ -182,7 +183,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     ["openai", new OpenAiAdapter({ clock, entropy })],
     ["mock", new MockAdapter({ clock, entropy })],
   ]);
-  const { catalog, poolModels } = openCatalog({ config, clock, entropy, log, metrics, onFatal });
+  const { catalog, poolModels, files } = openCatalog({ config, clock, entropy, log, metrics, onFatal });
   releases.add("model catalog", () => catalog.stop());
   const supervisor = new Supervisor({
     clock,
@@ -229,8 +230,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     rules: { policy, bytesMax: documentBytesMax },
     busy: () => registry.liveCount > 0,
   });
-  const drains = openDrains({ config, clock, log, dispatcher: () => dispatcher });
-  releases.add("pool drains", () => drains.stop());
+  const forPools = { config, clock, log, metrics, control: supervisor, registry, archive, catalog, files };
+  const { specs, drains, ...poolControl } = openPoolControl({ ...forPools, onFatal });
+  releases.add("pool control", () => poolControl.stop());
   const dispatcher: Dispatcher = new Dispatcher({
     clock,
     log,
@@ -243,7 +245,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     sessions,
     transcripts,
     runner: new AttemptRunner(clock, config.streaming.metricsEveryMs),
-    pools: config.pools,
+    pools: specs.list,
     drained: drains.poolIds,
     attemptsMax: config.tasks.attemptsMax,
     batchMaxWaitMs: config.admission.batchMaxWaitMs,
@@ -253,7 +255,8 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     modelRefusal: (pool) => poolModels.refusal(pool),
     onFatal,
   });
-  const admission = new Admission(dispatcher, config.pools, entropy, {
+  const reloads = poolControl.connect(dispatcher);
+  const admission = new Admission(dispatcher, specs.list, entropy, {
     defaultMaxTokens: config.admission.maxTokensDefault,
     defaultDeadlineMs: config.admission.deadlineMsDefault,
     aliasesOf: (pool) => poolModels.namesOf(pool),
@@ -283,21 +286,21 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     clock,
     log,
     telemetries: await openGpus(log),
-    replicas: () => config.pools.flatMap(({ id }) => supervisor.snapshots(id)),
+    replicas: () => specs.list.flatMap(({ id }) => supervisor.snapshots(id)),
     groupOf: (pid) => readProcess(pid)?.group ?? null,
     measured: (replica, freeBytes) => dispatcher.vramMeasured(replica, freeBytes),
   });
   releases.add("gpu monitor", () => gpus.stop());
   const pools = new Pools({
-    ...{ pools: config.pools, control: supervisor, queues: dispatcher.view, speeds, gpus },
-    drainOf: (poolId) => drains.view(poolId),
+    ...{ pools: specs.list, control: supervisor, queues: dispatcher.view, speeds, gpus },
+    ...poolControl.views,
   });
   const { heartbeatMs } = config.streaming;
   const engineLogs = new EngineLogs({ clock, pools, control: supervisor, scrub, heartbeatMs });
   const { perSecond, burst } = config.limits.rate;
   const capabilities = new Capabilities({
     apiVersion,
-    pools: config.pools,
+    pools: specs.list,
     control: supervisor,
     rateLimits: { requestsPerSecond: perSecond, burst, streamsPerKey: config.limits.streamsPerKey },
     isDrained: (poolId) => drains.isDrained(poolId),
@@ -377,7 +380,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
       tasksRoutes({ admission, dispatcher, archive, streams, endedStreams, contexts, clock }),
       sessionsRoutes({ sessions, contexts, clock }),
       poolsRoutes({ pools, contexts }),
-      poolControlRoutes({ pools, drains, contexts }),
+      poolControlRoutes({ pools, drains, reloads, contexts }),
       engineLogsRoutes({ engineLogs, streams, contexts }),
       artifactsRoutes({ artifacts, contexts }),
       catalogRoutes({ catalog, contexts }),
@@ -400,7 +403,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   });
   releases.add("engine logs", () => engineLogs.close());
   await boundUnsent(server.port, limits.viewerUnsentBytesMax, log);
-  supervisor.start(config.pools, dispatcher);
+  supervisor.start(specs.list, dispatcher);
   gpus.start();
   releases.add("engines", () => supervisor.stop());
   for (const record of dispatcher.recover()) streams.expect(record);

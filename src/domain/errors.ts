@@ -13,6 +13,8 @@ export const errorTable = {
   METHOD_NOT_ALLOWED: { status: 405, retriable: false },
   CONFLICT: { status: 409, retriable: false },
   SESSION_EXHAUSTED: { status: 409, retriable: false },
+  /** The pool keeps the model that it had. */
+  RELOAD_FAILED: { status: 409, retriable: false },
   /** The catalog says that the model is Retired. */
   MODEL_DEPRECATED: { status: 410, retriable: false },
   PAYLOAD_TOO_LARGE: { status: 413, retriable: false },

@@ -318,9 +318,16 @@ export const limits = {
   logNamesMax: 1024,
   labelCharsMax: 128,
 
+  // Reloads
+  /** Waiting tasks that are held against a new model before others get their turn. */
+  recheckTasksATurn: 16,
+
   // Shutdown
   drainDeadlineMsDefault: 30_000,
 } as const;
 
-assert(limits.slotsTotalMax + 32 <= 256, "control calls keep room beside the generations");
+assert(
+  limits.slotsTotalMax + limits.fetchesAtOnce * limits.fetchParts + 24 <= 256,
+  "fetches of models and control calls keep room beside the generations",
+);
 assert(limits.attemptsMax >= 1, "a task has at least one attempt");

@@ -44,12 +44,21 @@ export interface ReplicaSlots {
   exclusiveLeaseId: number | null;
   /** Nothing else starts here until this exclusive task has. */
   reservedFor: string | null;
+  /** Which model it runs: it counts the models of its pool. */
+  readonly generation: number;
+  /** Others have taken its place: nothing starts here but what has to finish on its model. */
+  retired: boolean;
   /** As last measured; null: not known. */
   vramFreeBytes: number | null;
   decodeTps: number | null;
 }
 
-export function readyReplica(replicaId: string, incarnation: number, slots: number): ReplicaSlots {
+export function readyReplica(
+  replicaId: string,
+  incarnation: number,
+  slots: number,
+  generation = 0,
+): ReplicaSlots {
   return {
     replicaId,
     incarnation,
@@ -57,6 +66,8 @@ export function readyReplica(replicaId: string, incarnation: number, slots: numb
     busy: 0,
     exclusiveLeaseId: null,
     reservedFor: null,
+    generation,
+    retired: false,
     vramFreeBytes: null,
     decodeTps: null,
   };
@@ -76,13 +87,17 @@ export interface Placement {
 /** Its attempt was cut for an interactive task, and the engine has not freed it yet. */
 export const isPreempted = (slot: SlotState): boolean => slot.kind === "releasing" && slot.preempted;
 
-/** No exclusive lease has it or waits for it. */
+/** No exclusive lease has it or waits for it, and no other has taken its place. */
 export const isOpen = (replica: ReplicaSlots): boolean =>
-  replica.exclusiveLeaseId === null && replica.reservedFor === null;
+  replica.exclusiveLeaseId === null && replica.reservedFor === null && !replica.retired;
 
 /** An engine that broke off is given nothing before it has freed that slot, which shows that it lives. */
 const isDoubted = (replica: ReplicaSlots): boolean =>
   replica.slots.some((slot) => slot.kind === "releasing" && slot.lost);
+
+/** A retired one, for what has to finish there. */
+export const hasLastRoom = (replica: ReplicaSlots): boolean =>
+  replica.exclusiveLeaseId === null && replica.busy < replica.slots.length && !isDoubted(replica);
 
 export const hasRoom = (replica: ReplicaSlots): boolean =>
   isOpen(replica) && replica.busy < replica.slots.length && !isDoubted(replica);

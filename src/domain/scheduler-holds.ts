@@ -7,10 +7,14 @@
  *
  * Where the next model is another one (`finishing`), what has sent something finishes on this one: it is not cut, and
  * starts again where its attempt was lost, before the pool is quiet.
+ *
+ * Retired replicas: others have taken their place and start what is new. What runs on retired ones goes on until its time
+ * is over; what has sent something of another model's answer finishes there, and ends with WORKER_RESET where none of
+ * them is left.
  */
 import { schedule } from "./scheduler-preempt.ts";
 import type { Command, HoldReason } from "./scheduler-protocol.ts";
-import { cutToContinue, type PoolState, type SchedulerState, taskOf } from "./scheduler-state.ts";
+import { cutToContinue, isBound, type PoolState, type SchedulerState, taskOf } from "./scheduler-state.ts";
 
 export const isHeldBack = (pool: PoolState): boolean => pool.holds.size > 0;
 
@@ -26,6 +30,7 @@ export function hold(
   pool.holds.add(by);
   if (!finishing) return;
   pool.finishing = true;
+  bindSent(state, pool);
   for (const replica of pool.replicas.values()) replica.reservedFor = null;
   schedule(state, pool, nowMs, commands);
 }
@@ -48,7 +53,11 @@ export function release(
   commands: Command[],
 ): void {
   if (!pool.holds.delete(by)) return;
-  if (by === "reload") pool.finishing = false;
+  if (by === "reload" && pool.finishing) {
+    // It keeps its model after all.
+    pool.finishing = false;
+    pool.bound.clear();
+  }
   if (isHeldBack(pool)) return;
   if (pool.queue.size > 0 && pool.replicas.size === 0)
     commands.push({ type: "ensure_pool", poolId: pool.poolId });
@@ -68,4 +77,55 @@ export function cutHeld(
     for (const slot of [...slots])
       if (slot.kind === "leased" && !spare.has(slot.taskId))
         cutToContinue(state, taskOf(state, slot.taskId), by, commands);
+}
+
+/** Once for each change: what waits may be very many. */
+function bindSent(state: SchedulerState, pool: PoolState): void {
+  for (const { taskId } of pool.queue.entries())
+    if (state.tasks.get(taskId)?.hasSent === true) pool.bound.add(taskId);
+}
+
+export function retire(
+  state: SchedulerState,
+  pool: PoolState,
+  replicaIds: readonly string[],
+  another: boolean,
+  nowMs: number,
+  commands: Command[],
+): void {
+  if (another) {
+    // What waits and was never started, or has sent nothing, is anybody's.
+    pool.generation++;
+    pool.finishing = false;
+    bindSent(state, pool);
+  }
+  for (const replicaId of replicaIds) {
+    const replica = pool.replicas.get(replicaId);
+    if (replica === undefined) continue;
+    replica.retired = true;
+    replica.reservedFor = null;
+    // No session comes back here.
+    for (const [at, slot] of replica.slots.entries()) replica.slots[at] = { ...slot, sessionId: null };
+  }
+  schedule(state, pool, nowMs, commands);
+}
+
+export function cutRetired(
+  state: SchedulerState,
+  pool: PoolState,
+  spare: ReadonlySet<string>,
+  commands: Command[],
+): void {
+  for (const { retired, slots } of pool.replicas.values())
+    for (const slot of retired ? [...slots] : [])
+      if (slot.kind === "leased" && !spare.has(slot.taskId))
+        cutToContinue(state, taskOf(state, slot.taskId), "reload", commands);
+}
+
+/** Nothing runs on retired replicas, and nothing waits for them. */
+export function isRetiredQuiet(pool: PoolState, state: SchedulerState): boolean {
+  for (const { retired, busy } of pool.replicas.values()) if (retired && busy > 0) return false;
+  for (const task of state.tasks.values())
+    if (task.poolId === pool.poolId && task.lease === null && isBound(pool, task)) return false;
+  return true;
 }

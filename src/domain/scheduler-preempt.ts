@@ -95,7 +95,7 @@ function* cuttable(
   assert(pool.preempt !== null, "only where it is asked for");
   const { maxCuts } = pool.preempt;
   for (const replica of pool.replicas.values()) {
-    if (!isOpen(replica) && !(isHeldAlone(replica) && !exclusiveWaits(pool))) continue;
+    if (replica.retired || (!isOpen(replica) && !(isHeldAlone(replica) && !exclusiveWaits(pool)))) continue;
     for (const slot of replica.slots) {
       if (slot.kind !== "leased") continue;
       const task = state.tasks.get(slot.taskId);

@@ -135,6 +135,22 @@ export type SchedulerEvent =
       /** These run on. */
       readonly spare?: ReadonlySet<string>;
     }
+  /**
+   * Others take the place of these: what runs there goes on, nothing else starts. `another`: with another model, so that
+   * what has sent something finishes there or nowhere. Told before the others are ready.
+   */
+  | {
+      readonly type: "replicas_retired";
+      readonly poolId: string;
+      readonly replicaIds: readonly string[];
+      readonly another: boolean;
+    }
+  /** What runs on retired replicas has had its time, but for those that are spared. */
+  | {
+      readonly type: "retirement_over";
+      readonly poolId: string;
+      readonly spare: ReadonlySet<string>;
+    }
   /** It waits in a pool whose new model it does not fit. */
   | { readonly type: "task_unfit"; readonly taskId: string; readonly message: string }
   /** The time that a `wake_at` command named has come. `running`: the leases of a pool that preempts. */

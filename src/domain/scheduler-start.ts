@@ -27,6 +27,7 @@ import { limits } from "./limits.ts";
 import type { Pass } from "./ordered-tree.ts";
 import {
   chooseSlot,
+  hasLastRoom,
   hasRoom,
   isOpen,
   isPreempted,
@@ -40,6 +41,8 @@ import type { QueueEntry } from "./queue.ts";
 import type { Command, Lease, StartReason } from "./scheduler-protocol.ts";
 import {
   askWake,
+  end,
+  isBound,
   mayTakeAlone,
   type PoolState,
   type ScheduledTask,
@@ -64,6 +67,7 @@ export function startWaiting(
     if (pool.finishing && !pool.holds.has("drain")) finishSent(state, pool, nowMs, commands);
     return;
   }
+  if (pool.bound.size > 0) finishBound(state, pool, nowMs, commands);
   const round: Round = { skip: new Set(), exclusiveToo: true };
   while (pool.queue.size > 0) {
     startPreempting(state, pool, nowMs, commands);
@@ -72,6 +76,10 @@ export function startWaiting(
     const turn = nextTurn(state, pool, round, nowMs);
     if (turn === null) return;
     const task = taskOf(state, turn.entry.taskId);
+    if (isBound(pool, task)) {
+      round.skip.add(task.taskId);
+      continue;
+    }
     if (task.exclusive) {
       if (!callUp(pool, task, turn, round)) round.exclusiveToo = false;
       continue;
@@ -88,11 +96,20 @@ export function startWaiting(
   }
 }
 
+/** Those that wait, in the order in which they came. */
+function boundOf(state: SchedulerState, pool: PoolState): ScheduledTask[] {
+  const waiting: ScheduledTask[] = [];
+  for (const taskId of [...pool.bound]) {
+    const task = state.tasks.get(taskId);
+    if (task?.state === "queued") waiting.push(task);
+    else pool.bound.delete(taskId);
+  }
+  return waiting.sort((a, b) => a.ordinal - b.ordinal);
+}
+
 /** While the pool is held for another model: what has sent something goes on, whoever came before it. */
 function finishSent(state: SchedulerState, pool: PoolState, nowMs: number, commands: Command[]): void {
-  for (const { taskId } of [...pool.queue.entries()]) {
-    const task = taskOf(state, taskId);
-    if (!task.hasSent) continue;
+  for (const task of boundOf(state, pool)) {
     const empty = [...pool.replicas.values()].filter(({ busy }) => !task.exclusive || busy === 0);
     const placement = place(empty, task.sessionId);
     if (placement === null) continue;
@@ -101,6 +118,26 @@ function finishSent(state: SchedulerState, pool: PoolState, nowMs: number, comma
     if (task.exclusive) placement.replica.exclusiveLeaseId = task.lease?.leaseId ?? null;
   }
 }
+
+/** What has to finish on a model that the pool has no more: on a retired replica with that model, while there is one. */
+function finishBound(state: SchedulerState, pool: PoolState, nowMs: number, commands: Command[]): void {
+  for (const task of boundOf(state, pool)) {
+    if (!isBound(pool, task)) continue;
+    const able = [...pool.replicas.values()].filter(({ generation }) => generation === task.generation);
+    if (able.length === 0) {
+      end(state, task, "failed", "WORKER_RESET", modelIsGone, commands);
+      continue;
+    }
+    const replica = able.find((one) => hasLastRoom(one) && (!task.exclusive || one.busy === 0));
+    if (replica === undefined) continue;
+    task.calledBy ??= task.priority;
+    startApart(state, pool, task, { replica, reason: "only", candidates: able.length }, nowMs, commands);
+    if (task.exclusive) replica.exclusiveLeaseId = task.lease?.leaseId ?? null;
+  }
+}
+
+const modelIsGone =
+  "its engine was lost, and its pool has another model now, which cannot continue its answer: submit the task again";
 
 export interface Turn {
   readonly entry: QueueEntry;
@@ -147,6 +184,7 @@ function startPreempting(state: SchedulerState, pool: PoolState, nowMs: number, 
   for (const { taskId, exclusive } of [...pool.queue.called()]) {
     if (exclusive) continue;
     const task = taskOf(state, taskId);
+    if (isBound(pool, task)) continue;
     const placement = place(pool.replicas.values(), task.sessionId);
     if (placement === null) return;
     startApart(state, pool, task, placement, nowMs, commands);
@@ -173,6 +211,7 @@ function startCalled(state: SchedulerState, pool: PoolState, nowMs: number, comm
   for (const { taskId, exclusive } of [...pool.queue.called()]) {
     if (!exclusive) continue;
     const task = taskOf(state, taskId);
+    if (isBound(pool, task)) continue;
     const chosen = ownReplica(pool, taskId) ?? reserve(state, pool, task);
     if (chosen === null || chosen.replica.busy > 0) continue;
     chosen.replica.reservedFor = null;
@@ -256,6 +295,7 @@ function start(
   assert(replica.busy <= replica.slots.length, "leases stay within the slots");
   task.state = transition(task.state, "running");
   task.lease = lease;
+  task.generation = replica.generation;
   task.attempts++;
   const held = typeof task.heldSinceMs === "number";
   const why: StartReason = { rule, replica: reason, slot: slotReason, held };

@@ -54,6 +54,8 @@ export interface ScheduledTask
   hasSent: boolean;
   /** The rule that gave it its turn, while it waits apart: for a replica of its own, or for a slot that is cut for it. */
   calledBy: StartReason["rule"] | null;
+  /** Of the replica that ran it last. */
+  generation: number;
   /** Its deadline passed while it ran: it may finish, it does not start again. */
   overdue: boolean;
   state: TaskState;
@@ -81,6 +83,10 @@ export interface PoolState {
   unavailable: string | null;
   /** While there is a reason nothing starts here (scheduler-holds.ts). */
   readonly holds: Set<HoldReason>;
+  /** Of what waits: what may go on with one model only, which is being replaced or was. Some may wait no more. */
+  readonly bound: Set<string>;
+  /** How many models it had before this one. */
+  generation: number;
   /** While it is held for another model: what has sent something may go on. */
   finishing: boolean;
 }
@@ -120,6 +126,8 @@ export function createScheduler(
     unavailable: null,
     holds: new Set<HoldReason>(p.drained === true ? ["drain"] : []),
     finishing: false,
+    bound: new Set(),
+    generation: 0,
   });
   return {
     options,
@@ -160,6 +168,10 @@ export function slotsBusy(state: SchedulerState, poolId: string, replicaId: stri
 export const isDrained = (state: SchedulerState, poolId: string): boolean =>
   poolOf(state, poolId).holds.has("drain");
 
+/** Part of its answer is another model's than the pool's: it goes on where that still runs, or nowhere. */
+export const isBound = (pool: PoolState, task: ScheduledTask): boolean =>
+  task.hasSent && task.generation !== pool.generation;
+
 /** One more replica of the pool may be taken for an exclusive task. */
 export function mayTakeAlone(state: SchedulerState, pool: PoolState): boolean {
   let taken = 0;
@@ -192,6 +204,7 @@ export function live(
     heldSinceMs: null,
     calledBy: null,
     overdue: false,
+    generation: 0,
     state: "queued",
     lease: null,
     attempts: 0,

@@ -12,13 +12,14 @@ import { assert, assertNever } from "./assert.ts";
 import type { ErrorCode } from "./errors.ts";
 import { limits } from "./limits.ts";
 import { forgetSession, readyReplica } from "./placement.ts";
-import { cutHeld, hold, isHeldBack, release } from "./scheduler-holds.ts";
+import { cutHeld, cutRetired, hold, isHeldBack, release, retire } from "./scheduler-holds.ts";
 import { schedule } from "./scheduler-preempt.ts";
 import type { Command, CutReason, RecoveredTask, SchedulerEvent } from "./scheduler-protocol.ts";
 import {
   cut,
   end,
   freeSlot,
+  isBound,
   live,
   markReleasing,
   type PoolState,
@@ -32,7 +33,7 @@ import { isSpent, isSuspect, type LossCause, noteLoss } from "./suspects.ts";
 import { transition } from "./task.ts";
 
 export { admit, assess } from "./scheduler-admission.ts";
-export { isQuiet } from "./scheduler-holds.ts";
+export { isQuiet, isRetiredQuiet } from "./scheduler-holds.ts";
 export { createScheduler, isDrained, type SchedulerState, slotsBusy } from "./scheduler-state.ts";
 
 type Of<T extends SchedulerEvent["type"]> = Extract<SchedulerEvent, { type: T }>;
@@ -106,6 +107,12 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
     case "hold_deadline_passed":
       cutHeld(state, poolOf(state, event.poolId), event.by, event.spare ?? new Set(), commands);
       return commands;
+    case "replicas_retired":
+      retire(state, poolOf(state, event.poolId), event.replicaIds, event.another, nowMs, commands);
+      return commands;
+    case "retirement_over":
+      cutRetired(state, poolOf(state, event.poolId), event.spare, commands);
+      return commands;
     case "task_unfit": {
       const task = state.tasks.get(event.taskId);
       if (task?.state === "queued") end(state, task, "failed", "WORKER_RESET", event.message, commands);
@@ -127,7 +134,7 @@ function replicaReady(state: SchedulerState, event: Of<"replica_ready">): void {
   assert(slots >= 1, "a ready replica has a slot");
   assert(!pool.replicas.has(replicaId), `replica ${replicaId} was lost before it is ready again`);
   pool.unavailable = null;
-  pool.replicas.set(replicaId, readyReplica(replicaId, incarnation, slots));
+  pool.replicas.set(replicaId, readyReplica(replicaId, incarnation, slots, pool.generation));
 }
 
 function poolUnavailable(state: SchedulerState, event: Of<"pool_unavailable">, commands: Command[]): void {
@@ -262,6 +269,7 @@ function attemptCut(
     task.resumed = true;
     task.waitsSinceMs = nowMs;
     pool.queue.putBack(task);
+    if (isBound(pool, task) || (pool.finishing && task.hasSent)) pool.bound.add(task.taskId);
     commands.push({ type: "requeue_task", taskId: task.taskId, message, cut: cutBy });
   }
 }

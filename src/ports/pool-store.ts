@@ -1,13 +1,13 @@
 /**
  * What operators told pools and what has to outlive the daemon. infra/sqlite/pool-records.ts implements it;
- * services/pool-drain.ts has it, and keeps all records in memory beside it.
+ * services/pool-drain.ts and services/pool-specs.ts have it.
  *
  * Always holds: what `put` or `remove` returned from is on the disk, synced. Each throws StoreError
  * (ports/task-store.ts) where the disk refuses.
  */
 
 /** A pool that is drained. */
-export interface PoolRecord {
+export interface DrainRecord {
   readonly poolId: string;
   /** When it was drained (ms since 1970). */
   readonly sinceMs: number;
@@ -15,11 +15,26 @@ export interface PoolRecord {
   readonly deadlineMs: number;
 }
 
-export interface PoolStore {
+/** A pool that has another model than the configuration says. */
+export interface ModelRecord {
+  readonly poolId: string;
+  readonly modelRef: string;
+  readonly modelPath: string | null;
+  /** What the configuration said then, as a digest: where it says something else, that counts. */
+  readonly configured: string;
+}
+
+/** At most one of each pool. */
+export interface KeptRecords<R extends { readonly poolId: string }> {
   /** By id. */
-  all(): readonly PoolRecord[];
+  all(): readonly R[];
   /** A new one, or all of one that is there. */
-  put(record: PoolRecord): void;
+  put(record: R): void;
   remove(poolId: string): void;
+}
+
+export interface PoolStore {
+  readonly drains: KeptRecords<DrainRecord>;
+  readonly models: KeptRecords<ModelRecord>;
   close(): void;
 }

@@ -47,8 +47,15 @@ export interface GenerationControl {
   staged(poolId: string): readonly StagedReplica[];
   /** Those of the next generation, whatever they do. */
   stagedSnapshots(poolId: string): readonly ReplicaSnapshot[];
-  /** The staged generation serves from now on and is told ready; the one before is stopped already, and forgotten. */
+  /**
+   * The staged generation serves from now on and is told ready. What served before is forgotten where it is stopped, and
+   * retired where it is not: it is not started again.
+   */
   promote(poolId: string): void;
+  /** The replicas that serve, by their ids. */
+  serving(poolId: string): readonly string[];
+  /** Resolves when what was retired is reaped and forgotten. */
+  stopRetired(poolId: string): Promise<void>;
   /** Resolves when the staged generation is reaped and forgotten. */
   discard(poolId: string): Promise<void>;
   /** Resolves when the serving generation is reaped. It starts again only after `unpark`. */

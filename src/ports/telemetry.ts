@@ -52,6 +52,8 @@ export interface Metrics {
   /** `refused`: what was asked for left no pool. */
   placement(outcome: "placed" | "refused", pinned: boolean, fallback: boolean, candidates: number): void;
   restart(labels: { poolId: string; replicaId: string; cause: string }): void;
+  /** `failed`: it keeps the model that it had. */
+  poolReloaded(labels: { poolId: string; result: "done" | "failed" }): void;
   /** A model file was compared with what its catalog entry says, or was to be. */
   modelVerified(labels: { result: "done" | "failed" | "canceled"; reason: string }): void;
 }

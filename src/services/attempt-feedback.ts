@@ -49,7 +49,8 @@ export class AttemptFeedback implements AttemptListener {
   noteResult(attempt: Attempt, result: AttemptResult): void {
     const { forecast, sessions, pools } = this.deps;
     const { record, lease, pool } = attempt;
-    forecast.learn(attempt, result);
+    // What another model took says nothing of this one.
+    if (pool.modelRef === pools.get(pool.id).spec.modelRef) forecast.learn(attempt, result);
     const { sessionId } = record.spec;
     if (sessionId === null) return;
     const { kvBytesPerToken = null } = pools.get(pool.id).ready.get(lease.replicaId)?.identity ?? {};

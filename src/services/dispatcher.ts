@@ -46,6 +46,8 @@ interface Admitted {
 }
 
 export class Dispatcher implements ReplicaListener {
+  /** After each turn, for who waits until a pool is quiet. */
+  afterTurn: () => void = () => undefined;
   readonly forecast: Forecast;
   readonly view: QueueView;
   readonly repeats: Repeats;
@@ -139,10 +141,7 @@ export class Dispatcher implements ReplicaListener {
 
   // ---- what others ask ----
 
-  /**
-   * Resolves when the task is accepted (or was before) and stored; rejects with the refusal. `watched`: its sender is
-   * its first viewer.
-   */
+  /** Resolves when it is accepted (or was before) and stored; rejects with the refusal. `watched`: by its sender. */
   submit(spec: TaskSpec, placement: PlacementNote, watched = false): Promise<Submitted> {
     this.pools.get(spec.poolId).submitting++;
     return new Promise((resolve, reject) =>
@@ -312,6 +311,7 @@ export class Dispatcher implements ReplicaListener {
       this.deps.onFatal(error);
       return;
     }
+    this.afterTurn();
     if (this.isIdle()) this.releaseIdle();
   }
 

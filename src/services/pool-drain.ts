@@ -6,9 +6,10 @@
  * loaded, so that a resume costs nothing. After a restart nothing runs in a drained pool, so no deadline is left.
  */
 import { assert } from "../domain/assert.ts";
+import { OrchestratorError } from "../domain/errors.ts";
 import type { SchedulerEvent } from "../domain/scheduler-protocol.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
-import type { PoolRecord, PoolStore } from "../ports/pool-store.ts";
+import type { DrainRecord, KeptRecords } from "../ports/pool-store.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
 import { storageUnavailable } from "./refusals.ts";
@@ -29,14 +30,16 @@ export interface DrainView {
 export interface PoolDrainsDeps {
   readonly clock: Clock;
   readonly log: Log;
-  readonly store: PoolStore;
+  readonly store: KeptRecords<DrainRecord>;
+  /** Its model is being replaced: the two do not mix. */
+  readonly isReloading: (poolId: string) => boolean;
   readonly slotsBusy: (poolId: string) => number;
   /** Resolves once the scheduler has decided it. */
   readonly tell: (event: SchedulerEvent) => Promise<void>;
 }
 
 export class PoolDrains {
-  readonly #drained = new Map<string, PoolRecord>();
+  readonly #drained = new Map<string, DrainRecord>();
   readonly #timers = new Map<string, Timer>();
 
   /** @throws StoreError */
@@ -69,11 +72,19 @@ export class PoolDrains {
 
   /**
    * From now on nothing starts there; what runs is cut in `deadlineMs`. A drained one gets the new deadline.
-   * The pool exists. @throws STORAGE_UNAVAILABLE
+   * The pool exists. @throws CONFLICT, STORAGE_UNAVAILABLE
    */
   async drain(poolId: string, deadlineMs: number): Promise<void> {
     const { clock, log, tell } = this.deps;
     assert(deadlineMs >= 0, "a deadline is not in the past");
+    if (this.deps.isReloading(poolId))
+      throw new OrchestratorError(
+        "CONFLICT",
+        `pool ${poolId} is being reloaded: wait for that, see its health`,
+        {
+          poolId,
+        },
+      );
     const nowMs = clock.nowMs();
     const sinceMs = this.#drained.get(poolId)?.sinceMs ?? nowMs;
     const record = { poolId, sinceMs, deadlineMs: nowMs + deadlineMs };
@@ -107,7 +118,6 @@ export class PoolDrains {
   stop(): void {
     for (const timer of this.#timers.values()) timer.cancel();
     this.#timers.clear();
-    this.deps.store.close();
   }
 
   #edge(work: () => void): void {

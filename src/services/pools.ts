@@ -27,6 +27,7 @@ import type { ReplicaControl } from "../ports/supervision.ts";
 import type { GpuGauges, PoolGauges, PoolPrediction } from "../ports/telemetry.ts";
 import type { GpuFigures } from "./gpu-monitor.ts";
 import type { DrainView } from "./pool-drain.ts";
+import type { ReloadView } from "./pool-reload.ts";
 
 /** The queues and leases, as the dispatcher knows them. Unknown ids have nothing queued and nothing busy. */
 export interface QueueView {
@@ -66,6 +67,10 @@ export interface PoolsDeps {
   readonly gpus?: GpuView;
   /** Absent: nobody drains pools. Null: this one is not drained. */
   readonly drainOf?: (poolId: string) => DrainView | null;
+  /** Absent: nobody reloads pools. Null: this one never was. */
+  readonly reloadOf?: (poolId: string) => ReloadView | null;
+  /** Replicas that are to replace those of the pool. */
+  readonly stagedOf?: (poolId: string) => readonly ReplicaSnapshot[];
 }
 
 export interface QueueDepth {
@@ -123,23 +128,23 @@ export interface PoolHealth {
   readonly lastError: ReplicaFailure | null;
   /** Null: nobody has drained it. */
   readonly drain: DrainView | null;
+  /** The newest; null: there was none since the start. */
+  readonly reload: ReloadView | null;
 }
 
 export class Pools {
   private readonly deps: PoolsDeps;
-  private readonly byId: ReadonlyMap<string, PoolSpec>;
 
   constructor(deps: PoolsDeps) {
     this.deps = deps;
-    this.byId = new Map(deps.pools.map((pool) => [pool.id, pool]));
-    assert(this.byId.size === deps.pools.length, "pool ids are unique");
+    assert(new Set(deps.pools.map(({ id }) => id)).size === deps.pools.length, "pool ids are unique");
   }
 
   /** Throws NOT_FOUND, naming the pool that was probably meant. */
   get(id: string): PoolSpec {
-    const pool = this.byId.get(id);
+    const pool = this.deps.pools.find((one) => one.id === id);
     if (pool !== undefined) return pool;
-    const ids = [...this.byId.keys()];
+    const ids = this.deps.pools.map((one) => one.id);
     const hint = ids.length === 0 ? "no pool is configured" : `the nearest one is "${closest(id, ids)}"`;
     throw new OrchestratorError("NOT_FOUND", `no pool "${id}"; ${hint}; GET /v1/pools lists them all`);
   }
@@ -169,7 +174,7 @@ export class Pools {
     return {
       ...identified(pool, newestIdentity(replicas)),
       ...this.condition(id, replicas),
-      replicas: replicas.map((replica) => ({
+      replicas: [...replicas, ...(this.deps.stagedOf?.(id) ?? [])].map((replica) => ({
         id: replica.replicaId,
         state: replica.state,
         pid: replica.pid,
@@ -190,6 +195,7 @@ export class Pools {
       },
       lastError: newestFailure(replicas),
       drain: this.drainOf(id),
+      reload: this.deps.reloadOf?.(id) ?? null,
     };
   }
 

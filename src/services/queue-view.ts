@@ -4,7 +4,7 @@
  */
 import { assert } from "../domain/assert.ts";
 import type { ReplicaSlots } from "../domain/placement.ts";
-import { isDrained, isQuiet, type SchedulerState } from "../domain/scheduler.ts";
+import { isDrained, isQuiet, isRetiredQuiet, type SchedulerState } from "../domain/scheduler.ts";
 import type { TaskRegistry } from "./task-registry.ts";
 
 export class QueueView {
@@ -31,6 +31,21 @@ export class QueueView {
     const pool = this.scheduler.pools.get(poolId);
     assert(pool !== undefined, `pool ${poolId} exists`);
     return isQuiet(pool, this.scheduler);
+  }
+
+  /** The same of the replicas whose place others have taken. */
+  isRetiredQuiet(poolId: string): boolean {
+    const pool = this.scheduler.pools.get(poolId);
+    assert(pool !== undefined, `pool ${poolId} exists`);
+    return isRetiredQuiet(pool, this.scheduler);
+  }
+
+  /** Tasks with a slot there. */
+  running(poolId: string): string[] {
+    const replicas = this.scheduler.pools.get(poolId)?.replicas.values() ?? [];
+    return [...replicas].flatMap(({ slots }) =>
+      slots.flatMap((s) => (s.kind === "leased" ? [s.taskId] : [])),
+    );
   }
 
   /** Tasks that wait there and have sent nothing. */

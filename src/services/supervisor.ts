@@ -35,6 +35,8 @@ export class Supervisor implements ReplicaControl, GenerationControl {
   readonly #options: SupervisorOptions;
   readonly #pools = new Map<string, readonly ReplicaRunner[]>();
   readonly #staged = new Map<string, Staged>();
+  /** Replicas whose place others have taken. */
+  readonly #retired = new Map<string, readonly ReplicaRunner[]>();
   /** Pools whose serving replicas were stopped for a reload. */
   readonly #parked = new Set<string>();
   /** The last incarnations of replicas that were replaced, by their ids. */
@@ -92,7 +94,8 @@ export class Supervisor implements ReplicaControl, GenerationControl {
   }
 
   snapshots(poolId: string): readonly ReplicaSnapshot[] {
-    return this.#ofPool(poolId).map((runner) => runner.snapshot());
+    const retired = this.#retired.get(poolId) ?? [];
+    return [...this.#ofPool(poolId), ...retired].map((runner) => runner.snapshot());
   }
 
   noteSlotsBusy(replicaId: string, incarnation: number, slotsBusy: number): void {
@@ -195,17 +198,31 @@ export class Supervisor implements ReplicaControl, GenerationControl {
   promote(poolId: string): void {
     const staged = this.#staged.get(poolId);
     assert(staged !== undefined && this.#listener !== null, `a generation of pool ${poolId} is staged`);
+    assert(!this.#retired.has(poolId), "the generation before the last is gone");
     const before = this.#ofPool(poolId);
-    assert(
-      before.every(({ state }) => state === "stopped"),
-      "what is replaced was stopped before",
-    );
+    const isStopped = ({ state }: ReplicaRunner): boolean => state === "stopped";
+    const retired = before.filter((runner) => !isStopped(runner));
     this.#staged.delete(poolId);
     this.#parked.delete(poolId);
-    this.#forget(before);
+    this.#forget(before.filter(isStopped));
+    if (retired.length > 0) this.#retired.set(poolId, retired);
+    // One that does not serve has nothing to finish.
+    for (const runner of retired)
+      if (runner.snapshot().identity === null) runner.send({ type: "stop_requested" });
     this.#pools.set(poolId, staged.runners);
     for (const { snapshot, client, speed } of staged.ready.values())
       this.#listener.replicaReady(snapshot, client, speed);
+  }
+
+  serving(poolId: string): readonly string[] {
+    return this.#ofPool(poolId).map(({ replicaId }) => replicaId);
+  }
+
+  async stopRetired(poolId: string): Promise<void> {
+    const retired = this.#retired.get(poolId) ?? [];
+    await this.#stopped(retired);
+    this.#forget(retired);
+    this.#retired.delete(poolId);
   }
 
   async discard(poolId: string): Promise<void> {
@@ -253,8 +270,10 @@ export class Supervisor implements ReplicaControl, GenerationControl {
   #hooksFor(listener: ReplicaListener): RunnerHooks {
     return {
       ready: (runner, client, speed) => listener.replicaReady(runner.snapshot(), client, speed),
-      lost: (runner, failure) =>
-        listener.replicaLost(runner.pool.id, runner.replicaId, runner.incarnation, failure),
+      lost: (runner, failure) => {
+        listener.replicaLost(runner.pool.id, runner.replicaId, runner.incarnation, failure);
+        if (this.#retired.get(runner.pool.id)?.includes(runner)) runner.send({ type: "stop_requested" });
+      },
       unavailable: (runner, failure) => this.#replicaGaveUp(runner.pool.id, failure, listener),
       moved: () => this.#settle(),
     };

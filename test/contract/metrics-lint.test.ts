@@ -72,6 +72,7 @@ function use(metrics: PromMetrics): void {
   metrics.taskRejected({ engine: "mock", reason: "ADMISSION_REJECT" });
   metrics.backpressure({ engine: "mock", policy: "reject" });
   metrics.restart({ poolId: "chat", replicaId: "chat/0", cause: "crashed" });
+  metrics.poolReloaded({ poolId: "chat", result: "done" });
   metrics.modelVerified({ result: "done", reason: "given" });
 }
 

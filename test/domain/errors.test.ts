@@ -19,6 +19,7 @@ const documented: Readonly<Record<ErrorCode, readonly [status: number, retriable
   METHOD_NOT_ALLOWED: [405, false],
   CONFLICT: [409, false],
   SESSION_EXHAUSTED: [409, false],
+  RELOAD_FAILED: [409, false],
   MODEL_DEPRECATED: [410, false],
   PAYLOAD_TOO_LARGE: [413, false],
   ADMISSION_REJECT: [429, true],

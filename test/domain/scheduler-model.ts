@@ -281,6 +281,9 @@ export class Model {
       }
       case "hold_deadline_passed":
         return this.cutHeld(this.pool(event.poolId), event.by);
+      case "replicas_retired":
+      case "retirement_over":
+        throw new Error("the model knows no retired replicas: scheduler-holds.test.ts does");
       case "task_unfit": {
         const task = this.live(event.taskId);
         return task?.state === "waiting" ? [this.finish(task, "failed", "WORKER_RESET", event.message)] : [];

@@ -86,7 +86,12 @@ describe("an engine that crashes", () => {
     console.info(`crash: seed ${seed}`);
     const answers = await answersOfAnEngineAlone();
     const daemon = await startDaemon({
-      settings: { restart, pools: [enginePool("chat", testModel("demo"), { slots: 4, ctx: 2048 })] },
+      settings: {
+        restart,
+        // Kills come whatever a task has said by then: three in a row may leave it no time for a token.
+        tasks: { max_attempts: 10 },
+        pools: [enginePool("chat", testModel("demo"), { slots: 4, ctx: 2048 })],
+      },
     });
     const viewers: { viewer: Viewer; prompt: string }[] = [];
     let enough = false;

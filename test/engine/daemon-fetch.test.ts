@@ -66,7 +66,7 @@ test("a pool fetches its model before it loads it, and serves what came meanwhil
   expect((await submit(daemon, task)).status).toBe(202);
 }, 60_000);
 
-test("under strict trust a model is loaded once it was verified, not before", async () => {
+test("under strict trust a pool loads what it has verified against its entry, and nothing without one", async () => {
   const server = await modelServer();
   const pool = { ...enginePool("chat", "", { slots: 1, ctx: 512, preload: false }), model: server.url() };
   const models = { dir: "models", trust: "strict", fetch: { allow_hosts: [server.host] } };
@@ -83,13 +83,13 @@ test("under strict trust a model is loaded once it was verified, not before", as
   expect((await daemon.fetch("/v1/catalog/models/model", { method: "DELETE" })).status).toBe(204);
   const entered = await post(daemon, "", { id: "demo", model_ref: server.url(), digest: sha256(file) });
   expect(entered.status).toBe(201);
-  expect((await post(daemon, "/demo/verify")).status).toBe(202);
-  await waitFor(async () => (await entryOf(daemon, "demo")).trusted, patienceMs, "it is trusted");
+  expect((await entryOf(daemon, "demo")).trusted).toBe(false);
   await daemon.kill9();
 
   const next = await startDaemon({ settings, folder });
   const viewer = await submitAndWatch(next, task);
   await waitFor(() => viewer.ended, patienceMs, "the task's end");
   expect(viewer.outcome).toBe("length");
+  expect(await entryOf(next, "demo")).toMatchObject({ trusted: true, verification: { reason: "given" } });
   await next.stop();
 }, 60_000);

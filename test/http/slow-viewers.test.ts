@@ -62,14 +62,18 @@ test("one that does not read is handed what its socket holds and one chunk, and 
   // Somebody else has it all: several megabytes.
   const reader = await watch(taskId);
   await reader.until("token", 150_000);
-  const read = stuck.body.length + stuck.waiting;
-  const { unsent, unread } = heldByKernel(daemon.port, stuck.localPort);
+  const { unsent } = heldByKernel(daemon.port, stuck.localPort);
   expect((await ask(`/v1/tasks/${taskId}/cancel`, { method: "POST" })).status).toBe(204);
+  // The kernel's buffers grow while nobody reads: what they hold after the cancel is what can still come.
+  const held = heldByKernel(daemon.port, stuck.localPort);
+  const read = stuck.body.length + stuck.waiting;
   stuck.resume();
   await stuck.ended;
   const last = stuck.sse.events.at(-1);
   expect([last?.type, last?.data.code]).toEqual(["error", "CANCELED"]);
-  expect(stuck.body.length).toBeLessThan(read + unread + unsent + limits.viewerChunkBytesMax);
+  // In the daemon: what Bun's stream collects, and the rest of a chunk of the log that its socket could not take.
+  const own = limits.viewerChunkBytesMax + 16 * 1024;
+  expect(stuck.body.length).toBeLessThan(read + held.unread + held.unsent + own);
   // Of the daemon's machine it has a part that does not depend on how much there was to say: the bound and a segment.
   expect(unsent).toBeGreaterThan(0);
   expect(unsent).toBeLessThan(limits.viewerUnsentBytesMax + limits.viewerChunkBytesMax);
@@ -88,7 +92,7 @@ test("one that goes while its socket is full is forgotten", async () => {
 });
 
 test("one that reads again has every token and of the metrics that it missed the newest; who kept up has all", async () => {
-  const tokens = 60_000;
+  const tokens = 180_000;
   const taskId = await submit(tokens);
   const stuck = await stuckViewer(taskId);
   const reader = await watch(taskId);

@@ -4,42 +4,21 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import type { TaskSpec } from "../../src/domain/task.ts";
-import type { PoolRecord, PoolStore } from "../../src/ports/pool-store.ts";
-import { StoreError } from "../../src/ports/task-store.ts";
+import type { DrainRecord } from "../../src/ports/pool-store.ts";
 import { PoolDrains } from "../../src/services/pool-drain.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
+import { MemoryRecords } from "../support/memory-records.ts";
 import { mockPool, profile, Rig, type RigOptions, replay, submission } from "./rig.ts";
-
-/** Keeps records as a file would. */
-class MemoryPoolStore implements PoolStore {
-  readonly records = new Map<string, PoolRecord>();
-  full = false;
-  closed = false;
-  all(): readonly PoolRecord[] {
-    return [...this.records.values()];
-  }
-  put(record: PoolRecord): void {
-    if (this.full) throw new StoreError("full", "no room");
-    this.records.set(record.poolId, record);
-  }
-  remove(poolId: string): void {
-    if (this.full) throw new StoreError("full", "no room");
-    this.records.delete(poolId);
-  }
-  close(): void {
-    this.closed = true;
-  }
-}
 
 let rig: Rig;
 let drains: PoolDrains;
-let store: MemoryPoolStore;
+let store: MemoryRecords<DrainRecord>;
 afterEach(async () => {
   drains.stop();
   await rig.stop();
 });
 
-async function started(options: RigOptions = {}, kept = new MemoryPoolStore()): Promise<void> {
+async function started(options: RigOptions = {}, kept = new MemoryRecords<DrainRecord>()): Promise<void> {
   store = kept;
   const drained = new Set(kept.records.keys());
   rig = await new Rig({ drained, ...options }).start();
@@ -47,6 +26,7 @@ async function started(options: RigOptions = {}, kept = new MemoryPoolStore()): 
     clock: rig.clock,
     log: rig.log,
     store,
+    isReloading: () => false,
     slotsBusy: (poolId) => rig.dispatcher.view.slotsBusyIn(poolId),
     tell: (event) => rig.dispatcher.tell(event),
   });
@@ -188,7 +168,6 @@ describe("a drain", () => {
     await started();
     await drain(0);
     drains.stop();
-    expect(store.closed).toBe(true);
     await rig.stop();
     await started({}, store);
     expect(rig.log.of("pool_still_drained")).toEqual([expect.objectContaining({ pool_id: "chat" })]);

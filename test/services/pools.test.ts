@@ -131,6 +131,7 @@ describe("the health of a pool", () => {
       metrics: { decodeTps: 42.5, prefillTps: 900, tasksDone: 7, tasksFailed: 1, tokensOut: 700, prediction },
       lastError: backingOff.lastError,
       drain: null,
+      reload: null,
     });
   });
 

@@ -57,6 +57,7 @@ export class RecordingMetrics implements Metrics, SessionMetrics {
   readonly backpressure = (...args: unknown[]): void => this.add("backpressure", args);
   readonly placement = (...args: unknown[]): void => this.add("placement", args);
   readonly restart = (...args: unknown[]): void => this.add("restart", args);
+  readonly poolReloaded = (...args: unknown[]): void => this.add("poolReloaded", args);
   readonly modelVerified = (...args: unknown[]): void => this.add("modelVerified", args);
   readonly sessionEvicted = (...args: unknown[]): void => this.add("sessionEvicted", args);
   readonly sessionTurn = (...args: unknown[]): void => this.add("sessionTurn", args);
@@ -96,6 +97,8 @@ export interface RigOptions {
   readonly batchMaxWaitMs?: number;
   readonly cutAtDeadline?: boolean;
   readonly sessions?: Partial<SessionRules>;
+  /** Instead of `pools`: a list that changes with reloads. */
+  readonly specs?: (log: Log) => readonly PoolSpec[];
   /** Pools that an earlier one left drained. */
   readonly drained?: ReadonlySet<string>;
   /** What an earlier rig left. */
@@ -145,7 +148,7 @@ export class Rig {
 
   constructor(options: RigOptions = {}) {
     const { clock, entropy, log, metrics } = this;
-    this.pools = options.pools ?? [mockPool()];
+    this.pools = options.specs?.(log) ?? options.pools ?? [mockPool()];
     const adapter = options.adapter?.(clock) ?? new MockAdapter({ clock, entropy });
     this.supervisor = new Supervisor({
       clock,

@@ -247,7 +247,7 @@ function shellPlugins(): AnyElysia[] {
       clock: nothing,
     }),
     poolsRoutes({ pools: nothing, contexts: nothing }),
-    poolControlRoutes({ pools: nothing, drains: nothing, contexts: nothing }),
+    poolControlRoutes({ pools: nothing, drains: nothing, reloads: nothing, contexts: nothing }),
     engineLogsRoutes({ engineLogs: nothing, streams: nothing, contexts: nothing }),
     sessionsRoutes({ sessions: nothing, contexts: nothing, clock: nothing }),
     artifactsRoutes({ artifacts: nothing, contexts: nothing }),
@@ -357,7 +357,7 @@ function contractPlugins(): AnyElysia[] {
     artifactsRoutes({ artifacts: nothing, contexts: nothing }),
     catalogRoutes({ catalog: nothing, contexts: nothing }),
     engineLogsRoutes({ engineLogs: nothing, streams: nothing, contexts: nothing }),
-    poolControlRoutes({ pools: nothing, drains: nothing, contexts: nothing }),
+    poolControlRoutes({ pools: nothing, drains: nothing, reloads: nothing, contexts: nothing }),
     control,
     operations,
   ];

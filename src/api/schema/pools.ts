@@ -4,6 +4,7 @@
  */
 import { type Static, Type } from "@sinclair/typebox";
 import { type ReplicaFailure, replicaStates } from "../../domain/pool.ts";
+import { reloadPhases, reloadStrategies } from "../../domain/pool-reload.ts";
 import { poolStates } from "../../domain/pool-state.ts";
 import type { PredictionBasis } from "../../domain/predictor.ts";
 import { drainStates } from "../../services/pool-drain.ts";
@@ -144,6 +145,22 @@ export const PoolDrain = strict(
   { description: "A pool in which nothing starts before it is resumed." },
 );
 
+export const PoolReload = strict(
+  {
+    phase: oneOf(reloadPhases, {
+      description: "done: the new model serves; failed: the old one is the pool's.",
+    }),
+    strategy: oneOf(reloadStrategies),
+    new_model_ref: Type.String(),
+    since_ms: epochMs("When it was asked for"),
+    running: count("Slots that are not free."),
+    replicas_ready: count("New replicas that have decoded for real."),
+    replicas: count("New replicas that there are to be."),
+    problem: nullable(Type.String(), "Why it fails or failed, and what to do."),
+  },
+  { description: "How a pool gets another model." },
+);
+
 export const PoolHealth = strict(
   {
     id: poolId("The pool's id."),
@@ -156,6 +173,7 @@ export const PoolHealth = strict(
     metrics: PoolMetrics,
     last_error: nullable(ReplicaError, "The newest of its replicas'."),
     drain: nullable(PoolDrain, "Null: nobody has drained it."),
+    reload: nullable(PoolReload, "The newest, also when it is over; null: there was none since the start."),
   },
   { description: "A pool in detail." },
 );

@@ -1,21 +1,22 @@
 /**
- * What operators told pools as one SQLite file, `pools.sqlite` in the state folder. bootstrap-pools.ts opens it; the port
+ * What operators told pools as one SQLite file, `pools.sqlite` in the state folder. bootstrap-models.ts opens it; the port
  * says what holds. It is the only copy: it is opened as strictly as the task store, and every write is synced.
  */
 import type { Database } from "bun:sqlite";
-import type { PoolRecord, PoolStore } from "../../ports/pool-store.ts";
+import type { DrainRecord, KeptRecords, ModelRecord, PoolStore } from "../../ports/pool-store.ts";
 import type { Migration } from "./migrations.ts";
 import { openDatabase } from "./open-database.ts";
 import { damaged, storeFailure } from "./store-failure.ts";
 
 /** The record is one JSON text with its CRC-32, so that a flipped bit is found where SQLite's own check sees none. */
+const table = (name: string): string =>
+  `CREATE TABLE ${name} (pool_id TEXT PRIMARY KEY, record TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID`;
 const migrations: readonly Migration[] = [
   {
     version: 1,
     apply: (db) => {
-      db.run(
-        "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, record TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
-      );
+      db.run(table("drains"));
+      db.run(table("models"));
     },
   },
 ];
@@ -23,6 +24,8 @@ const migrations: readonly Migration[] = [
 const crcOf = (text: string): number => Bun.hash.crc32(text);
 
 export class SqlitePoolRecords implements PoolStore {
+  readonly drains: KeptRecords<DrainRecord>;
+  readonly models: KeptRecords<ModelRecord>;
   readonly #db: Database;
 
   /** @throws StoreError */
@@ -33,36 +36,8 @@ export class SqlitePoolRecords implements PoolStore {
       this.#db.run("PRAGMA synchronous = FULL");
       this.#db.run("PRAGMA wal_autocheckpoint = 1000");
     });
-  }
-
-  all(): readonly PoolRecord[] {
-    return this.#edge(() =>
-      this.#db
-        .query<{ pool_id: string; record: string; crc: number }, []>("SELECT * FROM pools ORDER BY pool_id")
-        .all()
-        .map(({ pool_id, record, crc }) => {
-          if (crcOf(record) !== crc)
-            throw damaged(this.path, `the record of pool ${pool_id} does not match its checksum`);
-          return JSON.parse(record) as PoolRecord;
-        }),
-    );
-  }
-
-  put(record: PoolRecord): void {
-    this.#edge(() => {
-      const text = JSON.stringify(record);
-      this.#db
-        .query(
-          "INSERT INTO pools VALUES (?1, ?2, ?3) ON CONFLICT (pool_id) DO UPDATE SET record = ?2, crc = ?3",
-        )
-        .run(record.poolId, text, crcOf(text));
-    });
-  }
-
-  remove(poolId: string): void {
-    this.#edge(() => {
-      this.#db.query("DELETE FROM pools WHERE pool_id = ?").run(poolId);
-    });
+    this.drains = this.#kept("drains");
+    this.models = this.#kept("models");
   }
 
   close(): void {
@@ -70,6 +45,33 @@ export class SqlitePoolRecords implements PoolStore {
       this.#db.run("PRAGMA wal_checkpoint(TRUNCATE)");
       this.#db.close();
     });
+  }
+
+  #kept<R extends { readonly poolId: string }>(name: "drains" | "models"): KeptRecords<R> {
+    const db = this.#db;
+    const all = (): R[] =>
+      db
+        .query<{ pool_id: string; record: string; crc: number }, []>(`SELECT * FROM ${name} ORDER BY pool_id`)
+        .all()
+        .map(({ pool_id, record, crc }) => {
+          if (crcOf(record) !== crc)
+            throw damaged(this.path, `the record of pool ${pool_id} does not match its checksum`);
+          return JSON.parse(record) as R;
+        });
+    const put = (record: R): void => {
+      const text = JSON.stringify(record);
+      db.query(
+        `INSERT INTO ${name} VALUES (?1, ?2, ?3) ON CONFLICT (pool_id) DO UPDATE SET record = ?2, crc = ?3`,
+      ).run(record.poolId, text, crcOf(text));
+    };
+    const remove = (poolId: string): void => {
+      db.query(`DELETE FROM ${name} WHERE pool_id = ?`).run(poolId);
+    };
+    return {
+      all: () => this.#edge(all),
+      put: (record) => this.#edge(() => put(record)),
+      remove: (poolId) => this.#edge(() => remove(poolId)),
+    };
   }
 
   #edge<T>(work: () => T): T {

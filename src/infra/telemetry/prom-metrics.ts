@@ -136,6 +136,10 @@ export class PromMetrics implements Metrics {
   private readonly poolDraining = this.gauge("pool_draining", "1 while an operator has drained the pool.", [
     "pool_id",
   ]);
+  private readonly reloads = this.counter("pool_reloads_total", "Reloads of pools that ended.", [
+    "pool_id",
+    "result",
+  ]);
   private readonly brier = this.gauge(
     "prediction_brier_score",
     "Mean squared error of on_time_probability, 0 to 1, less is better; absent until a deadline was scored.",
@@ -215,22 +219,10 @@ export class PromMetrics implements Metrics {
     this.processStats = options.processStats ?? readProcessStats;
     this.buildInfo.set(this.shown("build_info", { ...options.build }), 1);
     // An unlabelled gauge starts at 0, which would be a claim.
-    const unlabelled = [
-      this.candidates,
-      this.sessionsActive,
-      this.storeBytes,
-      this.journalBytes,
-      this.eventLogs,
-    ];
-    for (const gauge of [
-      ...unlabelled,
-      this.artifactBytes,
-      this.transcripts,
-      this.eventLogBytes,
-      this.viewers,
-      this.lagMs,
-    ])
-      gauge.remove();
+    const { candidates, sessionsActive, storeBytes, journalBytes, eventLogs } = this;
+    const { artifactBytes, transcripts, eventLogBytes, viewers, lagMs } = this;
+    const tasks = [candidates, sessionsActive, storeBytes, journalBytes, eventLogs];
+    for (const gauge of [...tasks, artifactBytes, transcripts, eventLogBytes, viewers, lagMs]) gauge.remove();
   }
 
   /** Gauges that need the services stay absent until this is called. */
@@ -308,6 +300,10 @@ export class PromMetrics implements Metrics {
       replica_id: labels.replicaId,
       cause: labels.cause,
     });
+  }
+
+  poolReloaded({ poolId, result }: { poolId: string; result: "done" | "failed" }): void {
+    this.count("pool_reloads_total", this.reloads, { pool_id: poolId, result });
   }
 
   modelVerified(labels: { result: "done" | "failed" | "canceled"; reason: string }): void {

@@ -1,0 +1,70 @@
+/**
+ * What each pool is now: as the configuration says, with the model that a reload gave it. Made at the start; the list is
+ * shared by whoever looks at pools, and changes in place with a reload, its order never.
+ *
+ * Always holds: a model that a reload gave a pool stays across restarts until the configuration of that pool changes.
+ */
+import { assert } from "../domain/assert.ts";
+import type { PoolSpec } from "../domain/pool.ts";
+import type { KeptRecords, ModelRecord } from "../ports/pool-store.ts";
+import type { Log } from "../ports/telemetry.ts";
+
+export class PoolSpecs {
+  readonly #configured: ReadonlyMap<string, PoolSpec>;
+  readonly #now: PoolSpec[];
+
+  /** @throws StoreError */
+  constructor(
+    configured: readonly PoolSpec[],
+    private readonly store: KeptRecords<ModelRecord>,
+    log: Log,
+  ) {
+    this.#configured = new Map(configured.map((pool) => [pool.id, pool]));
+    const kept = new Map(store.all().map((record) => [record.poolId, record]));
+    this.#now = configured.map((pool) => {
+      const record = kept.get(pool.id);
+      if (record === undefined) return pool;
+      const { modelRef, modelPath } = record;
+      if (record.configured === settingsOf(pool)) return { ...pool, modelRef, modelPath };
+      store.remove(pool.id);
+      log.warn("pool_model_configured", {
+        pool_id: pool.id,
+        human: `the configuration of pool ${pool.id} has changed: its model is ${pool.modelRef} again, not ${modelRef}, which a reload had given it`,
+      });
+      return pool;
+    });
+  }
+
+  /** In the order of the configuration; changes with reloads. */
+  get list(): readonly PoolSpec[] {
+    return this.#now;
+  }
+
+  get(poolId: string): PoolSpec {
+    const pool = this.#now.find(({ id }) => id === poolId);
+    assert(pool !== undefined, `pool ${poolId} exists`);
+    return pool;
+  }
+
+  /** As the configuration says. */
+  configured(poolId: string): PoolSpec {
+    const pool = this.#configured.get(poolId);
+    assert(pool !== undefined, `pool ${poolId} is configured`);
+    return pool;
+  }
+
+  /** On the disk when it returns. @throws StoreError, and nothing has changed */
+  replace(spec: PoolSpec): void {
+    const { id: poolId, modelRef, modelPath } = spec;
+    const configured = this.configured(poolId);
+    if (configured.modelRef === modelRef && configured.modelPath === modelPath) this.store.remove(poolId);
+    else this.store.put({ poolId, modelRef, modelPath, configured: settingsOf(configured) });
+    this.#now[this.#now.findIndex(({ id }) => id === poolId)] = spec;
+  }
+}
+
+/** SHA-256, hex, of all that the configuration says of a pool, but keys. */
+function settingsOf(pool: PoolSpec): string {
+  const remote = pool.remote === null ? null : { ...pool.remote, key: pool.remote.key?.name ?? null };
+  return new Bun.CryptoHasher("sha256").update(JSON.stringify({ ...pool, remote })).digest("hex");
+}
