@@ -169,7 +169,7 @@ export const limits = {
   transcriptBatch: 32,
   transcriptsMovedTogether: 4,
   /** While tasks run and fewer than that wait, it is put off by steps, for so long at most. */
-  transcriptsHurry: 512,
+  transcriptsHurry: 20_000,
   transcriptDeferMs: 1_000,
   transcriptDeferMsMax: 30_000,
   /** Between two batches; a burst of ends is collected first. */

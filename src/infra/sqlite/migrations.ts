@@ -52,7 +52,8 @@ const firstSchema = `
     allowance TEXT NOT NULL,
     allowance_crc INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
-  -- On their way into the artifact store. The length stands apart, so that a sum reads no text.
+  -- On their way into the artifact store. No index by artifact_id: digests lie anywhere, and each would dirty a page of
+  -- its own; the store knows the few that wait.
   CREATE TABLE transcripts (
     ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
     artifact_id TEXT NOT NULL,
@@ -62,7 +63,6 @@ const firstSchema = `
     text TEXT NOT NULL,
     text_crc INTEGER NOT NULL
   ) STRICT;
-  CREATE INDEX transcripts_by_id ON transcripts (artifact_id, key_id, chars);
   -- The highest ordinal ever forgotten: ordinals are not given twice although the newest task may be pruned.
   CREATE TABLE pruned (
     one INTEGER PRIMARY KEY CHECK (one = 1),

@@ -69,6 +69,8 @@ export class SqliteTaskStore implements TaskStore {
   readonly #statements: ReturnType<typeof prepareStatements>;
   readonly #options: SqliteTaskStoreOptions;
   #recovered = false;
+  /** By artifact id; read when it is first asked for. */
+  #transcriptOrdinals: Map<string, number> | null = null;
   #closed = false;
   #maintenanceDue = false;
   /** After a checkpoint that failed the next one waits until the log has grown by its bound again. */
@@ -180,7 +182,9 @@ export class SqliteTaskStore implements TaskStore {
   findTranscript(artifactId: string, keyId: string | null): StoredTranscript | null {
     this.#assertOpen();
     return this.#guard(() => {
-      const row = this.#statements.transcriptById.values(artifactId, keyId)[0];
+      const ordinal = this.#transcriptsKnown().get(artifactId);
+      if (ordinal === undefined) return null;
+      const row = this.#statements.transcriptAt.values(ordinal, artifactId, keyId)[0];
       return row === undefined ? null : decodeTranscript(row);
     });
   }
@@ -191,6 +195,21 @@ export class SqliteTaskStore implements TaskStore {
     this.#transaction(() => {
       for (const ordinal of ordinals) this.#statements.removeTranscript.run(ordinal);
     });
+    const gone = new Set(ordinals);
+    const known = this.#transcriptsKnown();
+    for (const [artifactId, ordinal] of known) {
+      // In the order in which they came: those that go are at the front, mostly.
+      if (gone.size === 0) break;
+      if (gone.delete(ordinal)) known.delete(artifactId);
+    }
+  }
+
+  /** Where each transcript that waits stands; one whose transaction was rolled back may be named, and is not there. */
+  #transcriptsKnown(): Map<string, number> {
+    this.#transcriptOrdinals ??= new Map(
+      this.#statements.transcriptIds.values().map(([id, ordinal]) => [String(id), Number(ordinal)]),
+    );
+    return this.#transcriptOrdinals;
   }
 
   transcriptTotals(): { readonly count: number; readonly chars: number } {
@@ -289,7 +308,11 @@ export class SqliteTaskStore implements TaskStore {
 
   #keep({ artifactId, keyId, createdMs, text }: NewTranscript): void {
     const crc = Bun.hash.crc32(text);
-    this.#statements.keepTranscript.run(artifactId, keyId, createdMs, text.length, text, crc);
+    const known = this.#transcriptsKnown();
+    const { lastInsertRowid } = this.#statements.keepTranscript.run(
+      ...[artifactId, keyId, createdMs, text.length, text, crc],
+    );
+    known.set(artifactId, Number(lastInsertRowid));
   }
 
   #transaction(body: () => void): void {

@@ -47,9 +47,10 @@ export function prepareStatements(db: Database) {
       "INSERT INTO transcripts (artifact_id, key_id, created_ms, chars, text, text_crc) VALUES (?, ?, ?, ?, ?, ?)",
     ),
     transcripts: db.prepare(`SELECT ${transcriptColumns} FROM transcripts ORDER BY ordinal LIMIT ?`),
-    transcriptById: db.prepare(
-      `SELECT ${transcriptColumns} FROM transcripts WHERE artifact_id = ? AND key_id = ifnull(?, key_id) LIMIT 1`,
+    transcriptAt: db.prepare(
+      `SELECT ${transcriptColumns} FROM transcripts WHERE ordinal = ? AND artifact_id = ? AND key_id = ifnull(?, key_id)`,
     ),
+    transcriptIds: db.prepare("SELECT artifact_id, ordinal FROM transcripts"),
     removeTranscript: db.prepare("DELETE FROM transcripts WHERE ordinal = ?"),
     transcriptTotals: db.prepare("SELECT count(*), ifnull(sum(chars), 0) FROM transcripts"),
     giveBack: db.prepare(`PRAGMA incremental_vacuum(${limits.storeGiveBackPagesMax})`),
