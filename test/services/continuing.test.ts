@@ -6,7 +6,7 @@ import { afterEach, expect, test } from "bun:test";
 import type { MockFault, PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
-import { mockPool, profile, Rig, replay } from "./rig.ts";
+import { mockPool, profile, Rig, told } from "./rig.ts";
 
 let rig: Rig;
 afterEach(() => rig.stop());
@@ -27,18 +27,6 @@ async function run(faults: readonly MockFault[], more: Partial<TaskSpec>): Promi
   const submitted = rig.submit(rig.spec({ maxTokens: 24, ...more }));
   await rig.clock.advance(20_000);
   return (await submitted).record;
-}
-
-/** Ends as `end` or `error`, with its text and the numbers of its tokens. */
-function told(record: TaskRecord) {
-  const events = replay(record);
-  const tokens = events.filter(({ event }) => event === "token");
-  return {
-    text: tokens.map(({ data }) => data.t).join(""),
-    numbers: tokens.map(({ data }) => data.i),
-    started: events.filter(({ event }) => event === "started").length,
-    last: events.at(-1),
-  };
 }
 
 async function uncut(more: Partial<TaskSpec>): Promise<string> {

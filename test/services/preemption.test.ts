@@ -7,7 +7,7 @@ import { afterEach, describe, expect, test } from "bun:test";
 import type { MockFault, PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
-import { mockPool, profile, Rig, type RigOptions, replay } from "./rig.ts";
+import { mockPool, profile, Rig, type RigOptions, told } from "./rig.ts";
 
 let rig: Rig;
 afterEach(() => rig.stop());
@@ -31,17 +31,6 @@ async function accept(more: Partial<TaskSpec>): Promise<TaskRecord> {
   const submitted = rig.submit(rig.spec(more));
   await rig.clock.advance(0);
   return (await submitted).record;
-}
-
-function told(record: TaskRecord) {
-  const events = replay(record);
-  const tokens = events.filter(({ event }) => event === "token");
-  return {
-    text: tokens.map(({ data }) => data.t).join(""),
-    numbers: tokens.map(({ data }) => data.i),
-    started: events.filter(({ event }) => event === "started").length,
-    last: events.at(-1),
-  };
 }
 
 describe("a batch task that is cut for an interactive one", () => {

@@ -375,3 +375,15 @@ export function replay(record: {
   cursor.close();
   return eventsIn(text);
 }
+
+/** What a viewer who comes now is told: the text, the numbers of its tokens, how often it started, the last event. */
+export function told(record: Parameters<typeof replay>[0]) {
+  const events = replay(record);
+  const tokens = events.filter(({ event }) => event === "token");
+  return {
+    text: tokens.map(({ data }) => data.t).join(""),
+    numbers: tokens.map(({ data }) => data.i),
+    started: events.filter(({ event }) => event === "started").length,
+    last: events.at(-1),
+  };
+}

@@ -57,18 +57,6 @@ export class ForgetfulJournal implements Journal {
   async compact(): Promise<boolean> {
     return false;
   }
-  transcripts(): readonly StoredTranscript[] {
-    return [];
-  }
-  findTranscript(): StoredTranscript | null {
-    return null;
-  }
-  removeTranscripts(): void {
-    // There is none.
-  }
-  transcriptTotals() {
-    return { count: 0, chars: 0 };
-  }
   sizeBytes(): number {
     return 0;
   }

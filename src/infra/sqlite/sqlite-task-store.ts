@@ -196,7 +196,7 @@ export class SqliteTaskStore implements TaskStore {
       for (const ordinal of ordinals) this.#statements.removeTranscript.run(ordinal);
     });
     const gone = new Set(ordinals);
-    const known = this.#transcriptsKnown();
+    const known = this.#guard(() => this.#transcriptsKnown());
     for (const [artifactId, ordinal] of known) {
       // In the order in which they came: those that go are at the front, mostly.
       if (gone.size === 0) break;
