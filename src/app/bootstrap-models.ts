@@ -8,6 +8,7 @@ import type { Clock, Entropy } from "../ports/clock.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import { Catalog } from "../services/catalog.ts";
+import { ModelDigests } from "../services/model-digests.ts";
 import { PoolModels } from "../services/pool-models.ts";
 import type { Config } from "./config.ts";
 import { allowedOf } from "./config-models.ts";
@@ -22,11 +23,13 @@ export interface CatalogParts {
   readonly onFatal: (error: unknown) => void;
 }
 
-/** Started; `catalog.stop` closes it. @throws StartError that names the file and says what to do. */
+/** Started; `stop` ends it. @throws StartError that names the file and says what to do. */
 export function openCatalog({ config, clock, entropy, log, metrics, onFatal }: CatalogParts): {
   readonly catalog: Catalog;
   readonly poolModels: PoolModels;
   readonly files: LocalModelFiles;
+  readonly digests: ModelDigests;
+  readonly stop: () => Promise<void>;
 } {
   const { dir, roots, fetch, trust } = config.models;
   const allowed = allowedOf(config.models);
@@ -43,7 +46,12 @@ export function openCatalog({ config, clock, entropy, log, metrics, onFatal }: C
       onFatal,
     });
     catalog.start();
-    return { catalog, poolModels: new PoolModels({ catalog, files, log, trust }), files };
+    const digests = new ModelDigests(files, log);
+    const stop = async (): Promise<void> => {
+      await digests.stop();
+      await catalog.stop();
+    };
+    return { catalog, poolModels: new PoolModels({ catalog, files, log, trust }), files, digests, stop };
   } catch (error) {
     if (isStoreError(error)) throw new StartError("state_dir", error.message, { cause: error });
     throw error;

@@ -183,8 +183,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     ["openai", new OpenAiAdapter({ clock, entropy })],
     ["mock", new MockAdapter({ clock, entropy })],
   ]);
-  const { catalog, poolModels, files } = openCatalog({ config, clock, entropy, log, metrics, onFatal });
-  releases.add("model catalog", () => catalog.stop());
+  const models = openCatalog({ config, clock, entropy, log, metrics, onFatal });
+  const { catalog, poolModels, files } = models;
+  releases.add("models", models.stop);
   const supervisor = new Supervisor({
     clock,
     entropy,
@@ -222,13 +223,12 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     onRemoved: (removed) => dispatcher.sessionRemoved(removed),
   });
   releases.add("sessions", () => sessions.close());
-  const { transcripts: policy, documentBytesMax } = config.artifacts;
   const transcripts = new Transcripts({
     store,
     clock,
     log,
-    rules: { policy, bytesMax: documentBytesMax },
-    busy: () => registry.liveCount > 0,
+    rules: { policy: config.artifacts.transcripts, bytesMax: config.artifacts.documentBytesMax },
+    ...{ digests: models.digests, busy: () => registry.liveCount > 0 },
   });
   const forPools = { config, clock, log, metrics, control: supervisor, registry, archive, catalog, files };
   const { specs, drains, ...poolControl } = openPoolControl({ ...forPools, onFatal });

@@ -78,6 +78,8 @@ export interface TranscriptRules {
   readonly sha256: (text: string) => string;
   /** Length of the text in UTF-8. */
   readonly bytesOf: (text: string) => number;
+  /** SHA-256 of the model's file; null: not known, or there is no file. */
+  readonly modelDigest: (build: EngineBuild) => string | null;
 }
 
 /** @returns the canonical text; null: whatever is left out, it would be too large. */
@@ -145,7 +147,7 @@ function documentOf(
   const { spec, state, ending, promise } = facts;
   const redacted = rules.policy === "redacted";
   const content = {
-    attempts: facts.attempts.map((attempt) => attemptOf(attempt, spec)),
+    attempts: facts.attempts.map((attempt) => attemptOf(attempt, spec, rules)),
     continuations: facts.continuations,
     ending: endingOf(ending, redacted || omitted.has("result")),
     events: omitted.has("events")
@@ -206,7 +208,7 @@ const tagsOf = ({ spec, state }: TranscriptFacts): string[] => [
   ...(spec.sessionId === null ? [] : [`session:${spec.sessionId}`]),
 ];
 
-function attemptOf(attempt: AttemptFacts, spec: TaskSpec) {
+function attemptOf(attempt: AttemptFacts, spec: TaskSpec, { modelDigest }: TranscriptRules) {
   const { build } = attempt;
   return {
     attempt: attempt.number,
@@ -218,6 +220,7 @@ function attemptOf(attempt: AttemptFacts, spec: TaskSpec) {
     engine_version: build.version,
     // Without its folders: whoever may read the task has no business with the machine.
     model: build.model?.split("/").at(-1) ?? null,
+    model_digest: modelDigest(build),
     model_params: attempt.modelParams,
     model_size_bytes: attempt.modelSizeBytes,
     replica_id: attempt.replicaId,

@@ -26,7 +26,7 @@ export interface DispatcherDeps {
   readonly ahead: WriteAhead;
   readonly sessions: Sessions;
   /** Null: ended tasks leave none. */
-  readonly transcripts?: Pick<Transcripts, "of"> | null;
+  readonly transcripts?: Pick<Transcripts, "of" | "modelLoaded"> | null;
   readonly pools: readonly PoolSpec[];
   /** Pools that were drained before the last process ended. */
   readonly drained?: ReadonlySet<string>;

@@ -245,6 +245,7 @@ export class Dispatcher implements ReplicaListener {
   replicaReady(snapshot: ReplicaSnapshot, client: EngineClient, speed: WarmUpSpeed): void {
     const { poolId, replicaId, incarnation, identity, slotsTotal } = snapshot;
     assert(identity !== null, "a ready replica has an identity");
+    this.deps.transcripts?.modelLoaded(identity);
     const pool = this.pools.get(poolId);
     const { spec } = pool;
     pool.ready.set(replicaId, { incarnation, client, identity, decodeTps: speed.decodeTps, spec });

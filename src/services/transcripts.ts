@@ -8,6 +8,7 @@
  * says so.
  */
 import { assert } from "../domain/assert.ts";
+import type { EngineBuild } from "../domain/continuation.ts";
 import { isOrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec } from "../domain/pool.ts";
@@ -21,6 +22,7 @@ import {
   type TaskStore,
 } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
+import type { LoadedModel, ModelDigests } from "./model-digests.ts";
 import type { TaskRecord } from "./task-registry.ts";
 import { factsOf } from "./transcript-facts.ts";
 
@@ -38,6 +40,8 @@ export interface TranscriptsDeps {
   readonly clock: Clock;
   readonly log: Log;
   readonly rules: TranscriptRulesOfUse;
+  /** Of the files that engines loaded; absent: none is told. */
+  readonly digests?: Pick<ModelDigests, "of" | "want">;
   /** Tasks run: what can wait should. Absent: never. */
   readonly busy?: () => boolean;
 }
@@ -74,7 +78,11 @@ export class Transcripts {
     if (policy === "off" || this.#isOverfull()) return null;
     const whole = this.#specOf(record, spec);
     if (whole === null) return null;
-    const text = transcriptText(factsOf(record, whole, pool, ending), { policy, bytesMax, sha256, bytesOf });
+    const { digests } = this.deps;
+    const modelDigest = ({ model: modelPath, modelStamp }: EngineBuild): string | null =>
+      digests?.of({ modelPath, modelStamp }) ?? null;
+    const rules = { policy, bytesMax, sha256, bytesOf, modelDigest };
+    const text = transcriptText(factsOf(record, whole, pool, ending), rules);
     if (text === null) {
       this.deps.log.warn("transcript_too_large", {
         task_id: record.spec.taskId,
@@ -91,6 +99,11 @@ export class Transcripts {
       createdMs: Math.round(record.finishedMs ?? this.deps.clock.nowMs()),
       text,
     };
+  }
+
+  /** An engine has it, and tasks will run on it. */
+  modelLoaded(identity: LoadedModel): void {
+    if (this.deps.rules.policy !== "off") this.deps.digests?.want(identity);
   }
 
   /** Null: it cannot be read, and the end of a task does not depend on it. */

@@ -17,6 +17,7 @@ const rules = (more: Partial<TranscriptRules> = {}): TranscriptRules => ({
   bytesMax: 1e6,
   sha256,
   bytesOf: (text) => Buffer.byteLength(text),
+  modelDigest: ({ model }) => `digest of ${model}`,
   ...more,
 });
 
