@@ -52,6 +52,7 @@ const compositionRoots = [
   "src/app/bootstrap.ts",
   "src/app/bootstrap-models.ts",
   "src/app/bootstrap-pools.ts",
+  "src/app/bootstrap-stores.ts",
 ];
 /** The guard runs before there is an application; it is infra's own entry. */
 const guardEntry = "src/cli/guard.ts";

@@ -18,30 +18,20 @@ import { tasksRoutes } from "../api/tasks.ts";
 import type { EngineKind } from "../domain/engine-kind.ts";
 import { limits } from "../domain/limits.ts";
 import type { Workload } from "../domain/task.ts";
-import { FolderBlobStore } from "../infra/blobs/folder-blob-store.ts";
-import { S3BlobStore } from "../infra/blobs/s3-blob-store.ts";
 import { BunProcessHost, selfCommand } from "../infra/bun-process.ts";
 import { type GgufHeader, isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
 import { LlamaCppAdapter } from "../infra/engines/llamacpp.ts";
 import { MockAdapter } from "../infra/engines/mock.ts";
 import { OpenAiAdapter } from "../infra/engines/openai.ts";
 import { openGpus } from "../infra/gpu/open.ts";
-import { FileJournal } from "../infra/journal/file-journal.ts";
-import { FolderFiles } from "../infra/journal/folder-files.ts";
 import { boundUnsent } from "../infra/listening-socket.ts";
 import { giveMemoryBack } from "../infra/memory.ts";
 import { readProcess } from "../infra/process-table.ts";
-import { SqliteArtifactIndex } from "../infra/sqlite/artifact-index.ts";
-import { SqliteTaskStore } from "../infra/sqlite/sqlite-task-store.ts";
 import { SystemClock, SystemEntropy } from "../infra/system-clock.ts";
 import { PinoLog } from "../infra/telemetry/pino-log.ts";
 import { PromMetrics } from "../infra/telemetry/prom-metrics.ts";
 import { scrub } from "../infra/telemetry/redact.ts";
-import { type BlobStore, isBlobError } from "../ports/blob-store.ts";
 import type { EngineAdapter } from "../ports/engine.ts";
-import { isJournalError } from "../ports/journal.ts";
-import { isStoreError, type StoreError, type TaskStore } from "../ports/task-store.ts";
-import type { Log } from "../ports/telemetry.ts";
 import { Admission } from "../services/admission.ts";
 import { Artifacts } from "../services/artifacts.ts";
 import { AttemptRunner } from "../services/attempt-runner.ts";
@@ -62,101 +52,14 @@ import { TaskArchive } from "../services/task-archive.ts";
 import { TaskRegistry } from "../services/task-registry.ts";
 import { Transcripts } from "../services/transcripts.ts";
 import { waitingArtifacts } from "../services/waiting-artifacts.ts";
-import { WriteAhead } from "../services/write-ahead.ts";
 import { openCatalog } from "./bootstrap-models.ts";
 import { openPoolControl } from "./bootstrap-pools.ts";
-import type { Config } from "./config.ts";
-import type { S3Spec } from "./config-artifacts.ts";
+import { openArtifacts, openJournal, openStore } from "./bootstrap-stores.ts";
 import { allowancesOf } from "./config-keys.ts";
 import type { Bootstrap, Composition, Daemon } from "./daemon.ts";
 import { listen } from "./listen.ts";
 import { Releases } from "./releases.ts";
 import { createRouter } from "./router.ts";
-import { isStartError, StartError } from "./start-error.ts";
-
-/** @throws StartError that names the file and says what to do. */
-function openStore({ stateDir, storage }: Config, log: Log): TaskStore {
-  const onTrouble = (error: StoreError): void =>
-    log.error("storage_trouble", { human: error.message }, error);
-  try {
-    return new SqliteTaskStore({ stateDir, durability: storage.durability, onTrouble });
-  } catch (error) {
-    if (isStoreError(error)) throw new StartError("state_dir", error.message);
-    throw error;
-  }
-}
-
-/** Recovered. @throws StartError that names the file and says what to do. */
-function openJournal(
-  stateDir: string,
-  clock: SystemClock,
-  log: Log,
-  onFatal: (error: unknown) => void,
-): WriteAhead {
-  try {
-    const journal = new FileJournal(new FolderFiles(join(stateDir, "journal")));
-    const ahead = new WriteAhead(journal, clock, log, onFatal);
-    ahead.recover();
-    return ahead;
-  } catch (error) {
-    if (isJournalError(error)) throw new StartError("state_dir", error.message);
-    throw error;
-  }
-}
-
-/** @throws StartError that names the folder or the service. */
-async function openArtifacts(
-  { artifacts: { root, s3 }, stateDir }: Config,
-  clock: SystemClock,
-): Promise<{ readonly store: BlobStore; readonly index: SqliteArtifactIndex }> {
-  const path = join(stateDir, "artifacts.sqlite");
-  try {
-    if (s3 === null) {
-      const store = await FolderBlobStore.open(root);
-      return { store, index: new SqliteArtifactIndex({ path, place: root }) };
-    }
-    const store = await openBucket(s3, clock);
-    const place = `${s3.endpoint}/${s3.bucket}/${s3.prefix}`;
-    return { store, index: new SqliteArtifactIndex({ path, place }) };
-  } catch (error) {
-    if (isStartError(error)) throw error;
-    const message = error instanceof Error ? error.message : String(error);
-    if (s3 !== null && isBlobError(error))
-      throw new StartError("artifacts", `artifacts.s3: ${message}`, { cause: error });
-    if (isStoreError(error)) throw new StartError("state_dir", message, { cause: error });
-    throw new StartError(
-      "artifacts",
-      `artifacts.root ${root} cannot be used (${message}): choose another folder`,
-      { cause: error },
-    );
-  }
-}
-
-async function openBucket(of: S3Spec, clock: SystemClock): Promise<S3BlobStore> {
-  const store = new S3BlobStore({
-    endpoint: of.endpoint,
-    bucket: of.bucket,
-    region: of.region,
-    prefix: of.prefix,
-    accessKeyId: of.accessKeyId.secret.reveal(),
-    secretAccessKey: of.secretAccessKey.secret.reveal(),
-  });
-  const { promise: late, reject } = Promise.withResolvers<never>();
-  const timer = clock.setTimer(limits.artifactBucketMs, () =>
-    reject(
-      new StartError(
-        "artifacts",
-        `artifacts.s3: ${of.endpoint} did not answer in ${limits.artifactBucketMs} ms; check it`,
-      ),
-    ),
-  );
-  try {
-    await Promise.race([store.check(), late]);
-  } finally {
-    timer.cancel();
-  }
-  return store;
-}
 
 export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const clock = new SystemClock();
