@@ -51,6 +51,8 @@ export class Checker implements EngineWatcher {
   private readonly kinds = new Map<string, number>();
   private instantMs = 0;
   private closedAtMs = Number.POSITIVE_INFINITY;
+  /** No daemon runs: what falls due meanwhile is the next one's business. */
+  private away = false;
 
   constructor(
     private readonly options: CheckerOptions,
@@ -196,6 +198,7 @@ export class Checker implements EngineWatcher {
   gone(): void {
     const nowMs = this.look();
     this.goneAtMs = nowMs;
+    this.away = true;
     this.counts.restarts++;
     this.running.clear();
     for (const instance of this.instances.values()) instance.goneAtMs ??= nowMs;
@@ -217,6 +220,7 @@ export class Checker implements EngineWatcher {
   ): void {
     const nowMs = this.look();
     this.closedAtMs = Number.POSITIVE_INFINITY;
+    this.away = false;
     const again = new Set(live.map(({ taskId }) => taskId));
     if (again.size < live.length) this.violation("a task was recovered twice");
     let last = -1;
@@ -277,7 +281,7 @@ export class Checker implements EngineWatcher {
 
   private judgeWatchers(story: TaskStory, nowMs: number): void {
     if (story.seen.onDisconnect !== "cancel" || story.viewers > 0 || story.lastLeftAtMs === null) return;
-    if (story.watchUnsure) return;
+    if (story.watchUnsure || this.away) return;
     if (
       story.lastLeftAtMs + this.options.disconnectGraceMs < this.instantMs - 0.001 &&
       story.phase !== "ended"
