@@ -3,8 +3,8 @@
  * logs appends, flushes once a tick and shows frames afterwards; at boot it recovers; once a task has settled and its
  * transcript is kept it forgets the task. The terminal frame is not journaled: what has one has settled.
  *
- * Always holds: when `flush` has returned, everything collected before survives `kill -9` (it is in the page cache;
- * a power cut may lose it). What is recovered of a task is what was appended, in order and from the beginning, or
+ * Always holds: when `append` has returned true, and when `flush` has returned, everything appended before survives
+ * `kill -9` (it is in the page cache; a power cut may lose it). What is recovered of a task is what was appended, in order and from the beginning, or
  * the task is told as damaged: never other bytes, never a hole that nobody is told of.
  */
 
@@ -88,11 +88,12 @@ export interface Journal {
   /** Once, before anything else. Throws JournalError (io, damaged, newer); then nothing was changed on disk. */
   recover(): JournalRecovery;
   /**
-   * Collects. A task's first record has seq 0; `begin_again` may come at any time, with seq 0. Throws JournalError
-   * (full) where flushes failed for too long; then the record was not taken.
+   * True: it is written, and so is everything before it. False: it is collected for the next flush. A task's first
+   * record has seq 0; `begin_again` may come at any time, with seq 0. Throws JournalError (full) where flushes failed for
+   * too long; then the record was not taken.
    */
-  append(taskId: string, record: JournalRecord): void;
-  /** Writes all that was collected at once. Throws JournalError (full, io); then all of it is kept for the next try. */
+  append(taskId: string, record: JournalRecord): boolean;
+  /** Writes all that was collected. Throws JournalError (full, io); then all of it is kept for the next try. */
   flush(): void;
   /** The task has settled: its records may go. An unknown one is no mistake. The id may be used for a new task. */
   forget(taskId: string): void;
@@ -101,7 +102,7 @@ export interface Journal {
    * where another step has work. Syncs, beside the event loop. Rejects with JournalError; then nothing is lost.
    */
   compact(): Promise<boolean>;
-  /** Bytes on disk. */
+  /** Bytes of records on disk. */
   sizeBytes(): number;
   /** What was collected and not flushed is not written. */
   close(): Promise<void>;

@@ -49,10 +49,13 @@ export interface RestoredFrame {
   readonly bytes: Uint8Array;
 }
 
-/** Where frames go before anybody sees them; it calls `show` once they are there. */
+/** Where frames go before anybody sees them. */
 export interface Ahead {
-  /** Throws JournalError where it can take no more; then the record was not taken. */
-  append(log: TaskLog, record: JournalRecord): void;
+  /**
+   * True: it is there, and so is all that was appended before. False: it calls `show` once that is so. Throws JournalError
+   * where it can take no more; then the record was not taken.
+   */
+  append(log: TaskLog, record: JournalRecord): boolean;
 }
 
 export class TaskLog {
@@ -240,9 +243,9 @@ export class TaskLog {
     const { ahead, length: seq } = this;
     const bytes = this.encoded(frame);
     const known = ids !== null && ids.length > 0;
-    ahead?.append(this, known ? { kind, seq, bytes, tokenIds: ids } : { kind, seq, bytes });
+    const there = ahead?.append(this, known ? { kind, seq, bytes, tokenIds: ids } : { kind, seq, bytes });
     this.take(bytes.byteLength, kind);
-    if (ahead === null) this.show();
+    if (there !== false) this.show();
   }
 
   /** The frame's bytes, behind what the last chunk has; `take` makes them a part of it. */

@@ -1,6 +1,6 @@
 /**
- * HOT. Frames of live tasks on disk before any viewer sees them: collected from all event logs, written by one flush a
- * tick, shown then. Event logs call it (Ahead); the dispatcher asks at boot what an earlier process left, and its store
+ * HOT. Frames of live tasks on disk before any viewer sees them: written at once where the journal can, else collected
+ * from all event logs, written by one flush a tick, and shown then. Event logs call it (Ahead); the dispatcher asks at boot what an earlier process left, and its store
  * tells which tasks have settled. Composed by bootstrap.
  *
  * Always holds: a frame that a viewer saw survives `kill -9`. While the disk refuses nothing is shown and nothing is
@@ -72,14 +72,15 @@ export class WriteAhead implements Ahead {
     this.flush();
   }
 
-  append(log: TaskLog, record: JournalRecord): void {
+  append(log: TaskLog, record: JournalRecord): boolean {
     assert(!this.closed, "nothing is appended once all attempts are over");
-    this.journal.append(log.taskId, record);
+    if (this.journal.append(log.taskId, record)) return true;
     if (!log.unseen) {
       log.unseen = true;
       this.unseen.push(log);
     }
     this.flushSoon();
+    return false;
   }
 
   /** Its end is stored. */

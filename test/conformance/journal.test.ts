@@ -14,6 +14,10 @@ const inMemory = (journal: MemoryJournal): JournalUnderTest => ({
   dispose: () => journal.close(),
 });
 journalConformance({ name: "memory", open: async () => inMemory(new MemoryJournal()) });
+journalConformance({
+  name: "memory, written at once",
+  open: async () => inMemory(new MemoryJournal(new Map(), true)),
+});
 
 const overFiles = (files: MemoryFiles): JournalUnderTest => {
   const journal = new FileJournal(files, 1024);
@@ -21,22 +25,26 @@ const overFiles = (files: MemoryFiles): JournalUnderTest => {
     journal,
     reopen: async (how) => {
       if (how === "close") await journal.close();
-      return overFiles(new MemoryFiles(files.image));
+      return overFiles(new MemoryFiles(files.image, files.mapped));
     },
     dispose: () => journal.close(),
   };
 };
 journalConformance({ name: "files in memory", open: async () => overFiles(new MemoryFiles()) });
+journalConformance({
+  name: "files in memory, mapped",
+  open: async () => overFiles(new MemoryFiles(new Map(), true)),
+});
 
-const inFolder = (folder: string, left: FileJournal[]): JournalUnderTest => {
-  const journal = new FileJournal(new FolderFiles(join(folder, "journal")), 2048);
+const inFolder = (folder: string, mapped: boolean, left: FileJournal[]): JournalUnderTest => {
+  const journal = new FileJournal(new FolderFiles(join(folder, "journal"), mapped), 2048);
   return {
     journal,
     reopen: async (how) => {
       // One that was killed is closed only when the test is over: its descriptor would stay open.
       if (how === "close") await journal.close();
       else left.push(journal);
-      return inFolder(folder, left);
+      return inFolder(folder, mapped, left);
     },
     dispose: async () => {
       rmSync(folder, { recursive: true });
@@ -44,7 +52,8 @@ const inFolder = (folder: string, left: FileJournal[]): JournalUnderTest => {
     },
   };
 };
-journalConformance({
-  name: "a folder",
-  open: async () => inFolder(mkdtempSync(join(tmpdir(), "orchestratord-journal-")), []),
-});
+for (const mapped of [true, false])
+  journalConformance({
+    name: mapped ? "a folder" : "a folder, not mapped",
+    open: async () => inFolder(mkdtempSync(join(tmpdir(), "orchestratord-journal-")), mapped, []),
+  });

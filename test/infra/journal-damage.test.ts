@@ -5,6 +5,7 @@
 import { beforeAll, describe, expect, test } from "bun:test";
 import { mulberry32 } from "../../scripts/bench/statistics.ts";
 import { FileJournal } from "../../src/infra/journal/file-journal.ts";
+import { recordAt } from "../../src/infra/journal/record-codec.ts";
 import { segmentHeaderBytes } from "../../src/infra/journal/segment.ts";
 import { isJournalError, type JournalRecord, type JournalRecovery } from "../../src/ports/journal.ts";
 import { type Image, MemoryFiles } from "../support/journal-files.ts";
@@ -13,13 +14,16 @@ import { journalRecord, journalToken, plain } from "../support/journal-records.t
 const corruptions = 10_000;
 const tasks = ["a", "b", "c", "d", "e", "f"];
 let image: Image;
+/** The same journal, written as memory: zeros stand behind the last record of its last segment. */
+let mappedImage: Image;
 /** What was appended, by task; of `f` what was appended since it began again. */
 const written = new Map<string, unknown[]>();
 /** Of the past of `f`, which must come back as nothing whole. */
 const voided: unknown[] = [];
 
-beforeAll(() => {
-  const files = new MemoryFiles();
+function write(files: MemoryFiles): Image {
+  written.clear();
+  voided.length = 0;
   const journal = new FileJournal(files, 1024);
   journal.recover();
   const put = (taskId: string, record: JournalRecord, into = written.get(taskId) ?? []) => {
@@ -36,16 +40,28 @@ beforeAll(() => {
     if (seq > 10) put("f", journalToken("f", seq - 11, 1));
     journal.flush();
   }
-  image = files.image;
-  expect(image.size).toBeGreaterThan(5);
-  expect([...recover(image).damage]).toEqual([]);
+  return files.image;
+}
+
+beforeAll(() => {
+  mappedImage = write(new MemoryFiles(new Map(), true));
+  image = write(new MemoryFiles());
+  for (const of of [image, mappedImage]) {
+    expect(of.size).toBeGreaterThan(5);
+    const found = recover(of);
+    expect([...found.damage]).toEqual([]);
+    expect(expectHonest(found)).toBe(0);
+  }
 });
 
 function recover(of: Image): JournalRecovery {
   return new FileJournal(new MemoryFiles(of), 1024).recover();
 }
-const changed = (name: string, change: (bytes: Uint8Array) => Uint8Array): Image =>
-  new Map([...image].map(([file, bytes]) => [file, file === name ? change(bytes.slice()) : bytes]));
+const lastName = (of: Image): string => [...of.keys()].sort().at(-1) ?? "";
+/** Where the last byte lies that is not zero. */
+const lastUsed = (bytes: Uint8Array): number => bytes.findLastIndex((byte) => byte !== 0);
+const changed = (name: string, change: (bytes: Uint8Array) => Uint8Array, of = image): Image =>
+  new Map([...of].map(([file, bytes]) => [file, file === name ? change(bytes.slice()) : bytes]));
 
 const startsWith = (whole: readonly unknown[], part: readonly unknown[]): boolean =>
   JSON.stringify(whole.slice(0, part.length)) === JSON.stringify(part);
@@ -67,6 +83,19 @@ function expectHonest({ tasks: found, damage }: JournalRecovery, mayBeShort = fa
   return short;
 }
 
+/** Where the last record of an open segment begins. */
+function lastRecordOf(file: Uint8Array): number {
+  const { buffer, byteOffset } = file;
+  const salt = new DataView(buffer, byteOffset).getUint32(20, true);
+  let last = segmentHeaderBytes;
+  for (let at = last; ; ) {
+    const found = recordAt(file, at, salt);
+    if (!("next" in found)) return last;
+    last = at;
+    at = found.next;
+  }
+}
+
 /** The CRC-8 of a length of `high` × 65536, worked out bit by bit. */
 function checkOf(high: number): number {
   let crc = 0xa5;
@@ -78,40 +107,103 @@ function checkOf(high: number): number {
 }
 
 describe("a damaged journal", () => {
-  test(`${corruptions} corruptions at random: recovered up to the damage, never other bytes, never silent`, () => {
-    const random = mulberry32(20261121);
-    const below = (bound: number) => Math.floor(random() * bound);
-    const names = [...image.keys()].sort();
-    let untouched = 0;
-    for (let round = 0; round < corruptions; round++) {
-      const name = names[below(names.length)] ?? "";
-      const length = image.get(name)?.byteLength ?? 0;
-      const at = below(length);
-      const kind = round % 4;
-      const wrong = changed(name, (bytes) => {
-        // One bit; three bits close together; a stretch of zeros; a stretch of noise.
-        if (kind === 0) bytes[at] = (bytes[at] ?? 0) ^ (1 << below(8));
-        else if (kind === 1)
-          for (let flip = 0; flip < 3; flip++) {
-            const near = Math.min(length - 1, at + below(8));
-            bytes[near] = (bytes[near] ?? 0) ^ (1 << below(8));
-          }
-        else if (kind === 2) bytes.fill(0, at, at + 1 + below(64));
-        else for (let index = at; index < Math.min(length, at + 40); index++) bytes[index] = below(256);
-        return bytes;
-      });
-      if (Buffer.compare(wrong.get(name) ?? new Uint8Array(), image.get(name) ?? new Uint8Array()) === 0) {
-        untouched++;
-        continue;
+  const shapes = [
+    { shape: "files", imageOf: () => image },
+    { shape: "memory", imageOf: () => mappedImage },
+  ];
+  test.each(shapes)(
+    `${corruptions} corruptions at random: recovered up to the damage, never other bytes, never silent ($shape)`,
+    ({ imageOf }) => {
+      const image = imageOf();
+      const random = mulberry32(20261121);
+      const below = (bound: number) => Math.floor(random() * bound);
+      const names = [...image.keys()].sort();
+      let untouched = 0;
+      let unstored = 0;
+      for (let round = 0; round < corruptions; round++) {
+        const name = names[below(names.length)] ?? "";
+        const bytesBefore = image.get(name) ?? new Uint8Array();
+        const length = lastUsed(bytesBefore) + 1;
+        const at = below(length);
+        const kind = round % 4;
+        const wrong = changed(
+          name,
+          (bytes) => {
+            // One bit; three bits close together; a stretch of zeros; a stretch of noise.
+            if (kind === 0) bytes[at] = (bytes[at] ?? 0) ^ (1 << below(8));
+            else if (kind === 1)
+              for (let flip = 0; flip < 3; flip++) {
+                const near = Math.min(length - 1, at + below(8));
+                bytes[near] = (bytes[near] ?? 0) ^ (1 << below(8));
+              }
+            else if (kind === 2) bytes.fill(0, at, at + 1 + below(64));
+            else for (let index = at; index < Math.min(length, at + 40); index++) bytes[index] = below(256);
+            return bytes;
+          },
+          image,
+        );
+        if (Buffer.compare(wrong.get(name) ?? new Uint8Array(), bytesBefore) === 0) {
+          untouched++;
+          continue;
+        }
+        const found = recover(wrong);
+        // The last record without its length is one that was not stored to its end.
+        const isNone = bytesBefore.length > length && kind === 2 && found.damage.length === 0;
+        expectHonest(found, isNone);
+        if (isNone) {
+          unstored++;
+          continue;
+        }
+        const [told] = found.damage;
+        if (told?.file !== name || told.offset > at + 8)
+          throw new Error(`round ${round}: ${name} at ${at}, told ${JSON.stringify(told)}`);
       }
-      const found = recover(wrong);
-      expectHonest(found);
-      const [told] = found.damage;
-      if (told?.file !== name || told.offset > at + 8)
-        throw new Error(`round ${round}: ${name} at ${at}, told ${JSON.stringify(told)}`);
+      expect(untouched).toBeLessThan(corruptions / 20);
+      expect(unstored).toBeLessThan(corruptions / 200);
+    },
+    60_000,
+  );
+
+  test("killed between any two stores of its last record: that one is missing, all before it is there", () => {
+    const name = lastName(mappedImage);
+    const whole = mappedImage.get(name) ?? new Uint8Array();
+    const before = lastRecordOf(whole);
+    const end = lastUsed(whole) + 1;
+    const body = Array.from({ length: end - before - 8 }, (_, at) => before + 8 + at);
+    const crc = [0, 1, 2, 3].map((at) => before + at);
+    const order = [...body, ...crc];
+    for (let stored = 0; stored <= order.length; stored++) {
+      const missing = [...order.slice(stored), before + 4, before + 5, before + 6, before + 7];
+      const files = new MemoryFiles(
+        changed(
+          name,
+          (bytes) => {
+            for (const at of missing) bytes[at] = 0;
+            return bytes;
+          },
+          mappedImage,
+        ),
+      );
+      const found = new FileJournal(files, 1024).recover();
+      expect([...found.damage]).toEqual([]);
+      expectHonest(found, true);
+      const records = (of: JournalRecovery) =>
+        [...of.tasks.values()].reduce((sum, { records: { length } }) => sum + length, 0);
+      expect(records(found)).toBe(records(recover(mappedImage)) - 1);
+      // The next process has closed it there.
+      expect([...recover(files.image).damage]).toEqual([]);
+      expect(records(recover(files.image))).toBe(records(found));
     }
-    expect(untouched).toBeLessThan(corruptions / 20);
-  }, 60_000);
+  });
+
+  test("a record that is missing before others is damage, whatever the room behind", () => {
+    const name = lastName(mappedImage);
+    const found = recover(
+      changed(name, (bytes) => bytes.fill(0, segmentHeaderBytes + 4, segmentHeaderBytes + 8), mappedImage),
+    );
+    expect(found.damage).toMatchObject([{ file: name, offset: segmentHeaderBytes }]);
+    expectHonest(found);
+  });
 
   test("truncated at every offset: the last segment loses only its torn tail, an earlier one is damaged", () => {
     const names = [...image.keys()].sort();

@@ -124,9 +124,9 @@ test("while the disk refuses nothing is shown; afterwards everything is", async 
 /** Takes so many tokens. */
 class SmallJournal extends MemoryJournal {
   left = 5;
-  override append(taskId: string, record: JournalRecord): void {
+  override append(taskId: string, record: JournalRecord): boolean {
     if (record.kind === "token" && --this.left < 0) throw new JournalError("full", "no room");
-    super.append(taskId, record);
+    return super.append(taskId, record);
   }
 }
 

@@ -45,8 +45,8 @@ export class ForgetfulJournal implements Journal {
   recover(): JournalRecovery {
     return { tasks: new Map(), damage: [] };
   }
-  append(): void {
-    // Gone.
+  append(): boolean {
+    return true;
   }
   flush(): void {
     // At once.

@@ -96,7 +96,7 @@ class World {
   private readonly pools: readonly PoolSpec[];
   private readonly plans = new Map<string, TaskPlan>();
   private store = new MemoryTaskStore();
-  private journal = new MemoryJournal();
+  private journal: MemoryJournal;
   /** null while it is away. */
   private daemon: Daemon | null = null;
   private viewers: Viewer[] = [];
@@ -111,6 +111,8 @@ class World {
   ) {
     const { clock } = this;
     const { batchMaxWaitMs, fair, cutAtDeadline, faults, seed, sessions } = workload;
+    // With frames that wait for a flush, and without.
+    this.journal = new MemoryJournal(new Map(), seed % 2 === 0);
     this.checker = new Checker(
       {
         pools: workload.pools,

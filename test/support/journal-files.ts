@@ -21,7 +21,11 @@ export class MemoryFiles implements JournalFiles {
   /** The next write writes so many bytes and fails. */
   #failAfter: { kind: JournalErrorKind; bytes: number } | null = null;
 
-  constructor(image: Image = new Map()) {
+  /** `mapped`: files can be written as memory; then `onChange` is not called for what is stored there. */
+  constructor(
+    image: Image = new Map(),
+    readonly mapped = false,
+  ) {
     for (const [name, bytes] of image) this.#files.set(name, { bytes: bytes.slice() });
   }
 
@@ -53,6 +57,13 @@ export class MemoryFiles implements JournalFiles {
   open(name: string): Handle {
     this.#open.set(++this.#handles, this.#named(name));
     return this.#handles;
+  }
+  map(_name: string, handle: Handle, bytes: number): Uint8Array | null {
+    if (!this.mapped) return null;
+    const file = this.#opened(handle);
+    put(file, new Uint8Array(bytes - file.bytes.byteLength), file.bytes.byteLength);
+    this.onChange("map");
+    return file.bytes;
   }
   write(handle: Handle, bytes: Uint8Array, position: number): void {
     const file = this.#opened(handle);

@@ -23,7 +23,11 @@ export class MemoryJournal implements Journal {
   readonly #frames = new Map<string, number>();
   readonly #damaged = new Set<string>();
 
-  constructor(private readonly written: Logs = new Map()) {}
+  /** `writesAtOnce`: nothing waits for a flush, except behind what one could not write. */
+  constructor(
+    private readonly written: Logs = new Map(),
+    private readonly writesAtOnce = false,
+  ) {}
 
   recover(): JournalRecovery {
     assert(!this.#open, "recovery happens once, before anything else");
@@ -37,7 +41,7 @@ export class MemoryJournal implements Journal {
     return { tasks, damage };
   }
 
-  append(taskId: string, record: JournalRecord): void {
+  append(taskId: string, record: JournalRecord): boolean {
     assert(this.#open, "the journal is recovered and open");
     assert(record.tokenIds === undefined || record.kind === "token", "tokens have ids, nothing else");
     const begins = record.kind === "begin_again";
@@ -47,6 +51,9 @@ export class MemoryJournal implements Journal {
     assert(record.seq === frames, "frames are numbered without gaps");
     this.#frames.set(taskId, frames + (isFrameKind(record.kind) ? 1 : 0));
     this.#pending.push({ taskId, record });
+    if (!this.writesAtOnce || this.#pending.length > 1 || this.#failNext !== null) return false;
+    this.flush();
+    return true;
   }
 
   flush(): void {
@@ -103,7 +110,8 @@ export class MemoryJournal implements Journal {
   }
 
   reopen(): MemoryJournal {
-    const next = new MemoryJournal(new Map([...this.written].map(([id, records]) => [id, [...records]])));
+    const written = new Map([...this.written].map(([id, records]) => [id, [...records]]));
+    const next = new MemoryJournal(written, this.writesAtOnce);
     for (const taskId of this.#damaged) next.#damaged.add(taskId);
     return next;
   }

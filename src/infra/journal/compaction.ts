@@ -70,12 +70,16 @@ export async function mergeSegments(
   for (const source of sources) {
     const file = files.read(source.name);
     const header = headerOf(file, source.first, source.last);
-    const reading = readRecords(file, source.salt, {
-      record: ({ birth }, record) => {
-        const log = liveLog(birth);
-        if (log !== undefined) take(log, record);
+    const reading = readRecords(
+      file,
+      { salt: source.salt, hasRoom: false },
+      {
+        record: ({ birth }, record) => {
+          const log = liveLog(birth);
+          if (log !== undefined) take(log, record);
+        },
       },
-    });
+    );
     let step = reading.next();
     for (let records = 1; step.done !== true; records++) {
       if (records % limits.journalCompactTurnRecords === 0)

@@ -2,10 +2,12 @@
  * HOT. The journal of event logs in a folder: one open segment that is only ever appended to, closed ones behind it.
  * Composed by bootstrap; appended to and flushed by the owner of the event logs, on the event loop's thread.
  *
- * Always holds: a flush is one write to a descriptor that is kept, without a sync (behaviour in ports/journal.ts). What
- * a flush could not write is encoded once and written again at the same place, so that half a write is overwritten. A
- * log's records go only after the log was forgotten, or after what replaces it is on disk. One process has the folder:
- * the state folder's lock sees to that.
+ * The open segment is memory of the file where the file system allows that: a record is written by its last store, without
+ * a system call. Elsewhere records are collected, and a flush is one write to a descriptor that is kept, without a sync.
+ *
+ * Always holds: what a flush could not write is encoded once and written again at the same place, so that half a write is
+ * overwritten. A log's records go only after the log was forgotten, or after what replaces it is on disk. One process
+ * has the folder: the state folder's lock sees to that.
  */
 import { randomBytes } from "node:crypto";
 import { assert } from "../../domain/assert.ts";
@@ -20,13 +22,15 @@ import {
 } from "../../ports/journal.ts";
 import { mergeSegments, sparseRun } from "./compaction.ts";
 import type { Handle, JournalFiles } from "./folder-files.ts";
-import { RecordWriter } from "./record-codec.ts";
+import { declarationBytesMax, RecordWriter, recordBytesMax } from "./record-codec.ts";
 import { recoverJournal, seal } from "./recovery.ts";
-import { birthKey, type Log, newLog, Segment, segmentHeader } from "./segment.ts";
+import { birthKey, type Log, newLog, Segment, segmentHeader, segmentHeaderBytes } from "./segment.ts";
 
 interface Head {
   readonly segment: Segment;
   readonly handle: Handle;
+  /** Into the memory of its file; null: it is written by flushes. */
+  memory: RecordWriter | null;
   refs: number;
 }
 
@@ -84,7 +88,7 @@ export class FileJournal implements Journal {
     return { tasks, damage };
   }
 
-  append(taskId: string, record: JournalRecord): void {
+  append(taskId: string, record: JournalRecord): boolean {
     assert(this.#recovered && !this.#closed, "the journal is recovered and open");
     const { kind, seq, bytes, tokenIds } = record;
     assert(tokenIds === undefined || kind === "token", "tokens have ids, nothing else");
@@ -105,23 +109,67 @@ export class FileJournal implements Journal {
     }
     assert(!log.damaged, "a damaged log is begun again or forgotten");
     assert(seq === log.frames, "frames are numbered without gaps");
-    this.#pending.push({ log, record, place: log.places });
-    this.#pendingBytes = pendingBytes;
-    log.places++;
+    const place = log.places++;
     if (isFrameKind(kind)) log.frames++;
+    const head = this.#head;
+    const behindNone = this.#pending.length === 0 && this.#batch.length === 0;
+    if (behindNone && head !== null && head.memory !== null && fits(head.memory, log, record)) {
+      this.#store(head, head.memory, log, record, place);
+      return true;
+    }
+    this.#pending.push({ log, record, place });
+    this.#pendingBytes = pendingBytes;
+    return false;
   }
 
   flush(): void {
     if (this.#pending.length === 0 && this.#batch.length === 0) return;
     assert(this.#recovered && !this.#closed, "the journal is recovered and open");
-    const head = this.#writableHead();
-    this.#encode(head);
+    for (;;) {
+      const [next] = this.#pending;
+      const head = this.#writableHead(next ?? null);
+      if (head.memory === null) {
+        this.#flushBatch(head);
+        break;
+      }
+      this.#storePending(head, head.memory);
+      if (this.#pending.length === 0) break;
+    }
+    this.#pendingBytes = 0;
+  }
+
+  #flushBatch(head: Head): void {
+    // Not what was forgotten before it was written.
+    for (const { log, record, place } of this.#pending)
+      if (log.live) this.#encode(this.#batch, head, log, record, place);
+    this.#pending = [];
     this.files.write(head.handle, this.#batch.view, head.segment.bytes);
     head.segment.bytes += this.#batch.length;
     head.segment.records += this.#batch.records - this.#batchRecordsBefore;
     this.#batchRecordsBefore = this.#batch.records;
     this.#batch.reset();
-    this.#pendingBytes = 0;
+    this.#flushedOnce = true;
+    this.#dropReplaced(head.segment);
+  }
+
+  /** As many as have room. */
+  #storePending(head: Head, memory: RecordWriter): void {
+    let stored = 0;
+    for (const { log, record, place } of this.#pending) {
+      if (log.live) {
+        if (!fits(memory, log, record)) break;
+        this.#store(head, memory, log, record, place);
+      }
+      stored++;
+    }
+    assert(stored > 0, "a segment has room for the record that it was chosen for");
+    this.#pending = this.#pending.slice(stored);
+  }
+
+  #store(head: Head, memory: RecordWriter, log: Log, record: JournalRecord, place: number): void {
+    this.#encode(memory, head, log, record, place);
+    head.segment.bytes = memory.length;
+    head.segment.records = memory.records;
     this.#flushedOnce = true;
     this.#dropReplaced(head.segment);
   }
@@ -160,55 +208,63 @@ export class FileJournal implements Journal {
     }
   }
 
-  #writableHead(): Head {
+  /** `next`: what is to be written first; null: what is encoded already. */
+  #writableHead(next: Pending | null): Head {
     const head = this.#head;
     // What is encoded belongs to the segment that it was encoded for.
-    if (head !== null && (this.#batch.length > 0 || head.segment.bytes < this.segmentBytes)) return head;
+    if (head !== null && this.#batch.length > 0) return head;
+    assert(next !== null, "there is something to write");
     if (head !== null) {
-      seal(this.files, head.handle, head.segment);
+      const { memory, segment } = head;
+      if (memory === null ? segment.bytes < this.segmentBytes : fits(memory, next.log, next.record))
+        return head;
+      // Before the file gets shorter: a store behind its end would end the process.
+      head.memory = null;
+      seal(this.files, head.handle, segment);
       this.#head = null;
-      this.#sealed.push(head.segment);
+      this.#sealed.push(segment);
       this.files.close(head.handle);
     }
-    return this.#newHead();
+    return this.#newHead(next);
   }
 
-  #newHead(): Head {
+  #newHead({ log, record }: Pending): Head {
     // Counts failures too: a number that was tried may have left a file.
     const number = ++this.#lastNumber;
     const segment = new Segment(number, number, newSalt());
     const handle = this.files.create(segment.name);
+    let mapped: Uint8Array | null = null;
+    // A record that is larger than a segment has one of its own, which grows.
+    const hasRoom = sizeMax(log, record) <= this.segmentBytes - segmentHeaderBytes;
     try {
-      this.files.write(handle, segmentHeader(segment), 0);
+      this.files.write(handle, segmentHeader(segment, hasRoom), 0);
+      if (hasRoom) mapped = this.files.map(segment.name, handle, this.segmentBytes);
+      if (hasRoom && mapped === null) this.files.write(handle, segmentHeader(segment), 0);
     } catch (error) {
       this.files.close(handle);
       this.files.remove(segment.name);
       throw error;
     }
-    this.#head = { segment, handle, refs: 0 };
+    const memory = mapped === null ? null : new RecordWriter({ memory: mapped, at: segmentHeaderBytes });
+    this.#head = { segment, handle, memory, refs: 0 };
     return this.#head;
   }
 
-  #encode(head: Head): void {
+  #encode(writer: RecordWriter, head: Head, log: Log, record: JournalRecord, place: number): void {
     const { segment } = head;
-    for (const { log, record, place } of this.#pending) {
-      // Forgotten before it was written.
-      if (!log.live) continue;
-      let ref = segment.logs.get(log)?.ref;
-      let bytes = 0;
-      if (ref === undefined) {
-        ref = head.refs++;
-        if (log.birth === null) {
-          log.birth = { segment: segment.first, ref };
-          this.#births.set(birthKey(log.birth), log);
-        }
-        bytes += this.#batch.declare(segment.salt, ref, log.birth, log.taskId);
+    let ref = segment.logs.get(log)?.ref;
+    let bytes = 0;
+    if (ref === undefined) {
+      ref = head.refs++;
+      if (log.birth === null) {
+        log.birth = { segment: segment.first, ref };
+        this.#births.set(birthKey(log.birth), log);
       }
-      const { kind, tokenIds = null } = record;
-      bytes += this.#batch.record(segment.salt, ref, { kind, place, bytes: record.bytes, tokenIds });
-      segment.note(log, ref, bytes);
+      bytes += writer.declare(segment.salt, ref, log.birth, log.taskId);
     }
-    this.#pending = [];
+    const { kind, tokenIds = null } = record;
+    bytes += writer.record(segment.salt, ref, { kind, place, bytes: record.bytes, tokenIds });
+    segment.note(log, ref, bytes);
   }
 
   /** What began again is on disk: its past may go. */
@@ -261,5 +317,12 @@ export class FileJournal implements Journal {
     return damaged && (!this.#flushedOnce || this.#unresolved.size > 0);
   }
 }
+
+/** Of a record and of its log's declaration, which comes before the first in each segment. */
+const sizeMax = ({ taskId }: Log, { bytes, tokenIds }: JournalRecord): number =>
+  declarationBytesMax(taskId) + recordBytesMax(bytes.byteLength, tokenIds?.length ?? 0);
+
+const fits = (memory: RecordWriter, log: Log, record: JournalRecord): boolean =>
+  memory.room >= sizeMax(log, record);
 
 const newSalt = (): number => randomBytes(4).readUInt32LE(0);

@@ -7,6 +7,7 @@
 import {
   closeSync,
   fdatasync,
+  fstatSync,
   fsync,
   ftruncateSync,
   mkdirSync,
@@ -15,6 +16,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statfsSync,
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -32,6 +34,12 @@ export interface JournalFiles {
   create(name: string): Handle;
   /** An existing file, for writing. */
   open(name: string): Handle;
+  /**
+   * The first `bytes` of an open file as memory: what is stored there is in the file, in the order in which it was stored, also
+   * after `kill -9`. The file is that long from then on, with zeros behind what it had. null: not on this file system.
+   * Nobody touches it any more once the file was made shorter.
+   */
+  map(name: string, handle: Handle, bytes: number): Uint8Array | null;
   /** All of the bytes. After a failure any part of them may be there. */
   write(handle: Handle, bytes: Uint8Array, position: number): void;
   truncate(handle: Handle, bytes: number): void;
@@ -49,10 +57,27 @@ export interface JournalFiles {
 const privateFile = 0o600;
 const privateFolder = 0o700;
 
+/**
+ * File systems (linux/magic.h) that write over a block where it is. On others a store into mapped memory may need a new
+ * block, and a disk without one then ends the process by SIGBUS.
+ */
+const inPlace: ReadonlySet<number> = new Set([
+  0xef53, // ext2, ext3, ext4
+  0x58465342, // XFS
+  0x01021994, // tmpfs
+]);
+const zeros = new Uint8Array(64 * 1024);
+
 export class FolderFiles implements JournalFiles {
-  /** Makes the folder. @throws JournalError */
-  constructor(private readonly folder: string) {
+  readonly #mapped: boolean;
+
+  /** Makes the folder. `mapped` false: no file as memory. @throws JournalError */
+  constructor(
+    private readonly folder: string,
+    mapped = true,
+  ) {
     this.#attempt("", () => mkdirSync(folder, { recursive: true, mode: privateFolder }));
+    this.#mapped = mapped && this.#attempt("", () => inPlace.has(statfsSync(folder).type));
   }
 
   pathOf(name: string): string {
@@ -69,6 +94,18 @@ export class FolderFiles implements JournalFiles {
   }
   open(name: string): Handle {
     return this.#attempt(name, () => openSync(this.pathOf(name), "r+"));
+  }
+  map(name: string, handle: Handle, bytes: number): Uint8Array | null {
+    if (!this.#mapped) return null;
+    return this.#attempt(name, () => {
+      const had = fstatSync(handle).size;
+      // Written, not only promised: a store must find its block.
+      for (let at = had; at < bytes; )
+        at += writeSync(handle, zeros, 0, Math.min(zeros.byteLength, bytes - at), at);
+      const memory = mappedOrNull(this.pathOf(name));
+      if (memory === null) ftruncateSync(handle, had);
+      return memory;
+    });
   }
   write(handle: Handle, bytes: Uint8Array, position: number): void {
     this.#attempt("", () => {
@@ -115,6 +152,15 @@ export class FolderFiles implements JournalFiles {
     } catch (error) {
       throw journalFailure(this.pathOf(name), error);
     }
+  }
+}
+
+/** null: the system has no more maps to give, and writes do as well. */
+function mappedOrNull(path: string): Uint8Array | null {
+  try {
+    return Bun.mmap(path, { shared: true });
+  } catch {
+    return null;
   }
 }
 

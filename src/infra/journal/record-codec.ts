@@ -4,7 +4,8 @@
  * A record: crc u32 · length u24 · check u8 · body of `length` bytes, little-endian. The CRC-32 covers all behind
  * itself and starts from the segment's salt, so that a record of another segment does not pass. The check is a
  * CRC-8 of the length alone: it finds up to three flipped bits, so a length that lies is damage and not a torn tail,
- * and a stretch of zeros is no record.
+ * and a stretch of zeros is no record. Length and check are stored last, in one piece: in a file that is written as
+ * memory zeros stand there until the record is whole.
  *
  * A body: varint(ref × 8 + kind), then by kind
  *   declare: varint segment and varint ref of the log's birth, the task's id in UTF-8. Once for each log in a segment.
@@ -61,11 +62,36 @@ export interface LoggedRecord {
   readonly tokenIds: readonly number[] | null;
 }
 
-/** Encodes records one after another into a buffer that grows; the owner writes `view` and resets. */
+/** No record of `bytes` and so many token ids takes more, nor does the declaration of a task's log. */
+export const recordBytesMax = (bytes: number, tokenIds: number): number =>
+  recordHeaderBytes + (3 + tokenIds) * varintBytesMax + bytes;
+export const declarationBytesMax = (taskId: string): number =>
+  recordHeaderBytes + 3 * varintBytesMax + 3 * taskId.length;
+
+/** What the CRC covers before the body; one after another, so one is enough. */
+const lengthBytes = new Uint8Array(4);
+const lengthView = new DataView(lengthBytes.buffer);
+
+/**
+ * Encodes records one after another: into a buffer that grows, whose owner writes `view` and resets, or behind `at` in
+ * the memory of a file, whose owner asks for `room` first.
+ */
 export class RecordWriter {
-  #buffer: Uint8Array = new Uint8Array(16 * 1024);
-  #length = 0;
+  #buffer: Uint8Array;
+  #words: DataView;
+  #length: number;
   #records = 0;
+
+  constructor(file?: { readonly memory: Uint8Array; readonly at: number }) {
+    this.#buffer = file?.memory ?? new Uint8Array(16 * 1024);
+    this.#words = wordsOf(this.#buffer);
+    this.#length = file?.at ?? 0;
+  }
+
+  /** Bytes that fit without growing. */
+  get room(): number {
+    return this.#buffer.byteLength - this.#length;
+  }
 
   get length(): number {
     return this.#length;
@@ -80,7 +106,12 @@ export class RecordWriter {
   /** One large batch does not hold its memory for ever. */
   reset(): void {
     this.#length = 0;
-    if (this.#buffer.byteLength > limits.journalSegmentBytes) this.#buffer = new Uint8Array(16 * 1024);
+    if (this.#buffer.byteLength > limits.journalSegmentBytes) this.#use(new Uint8Array(16 * 1024));
+  }
+
+  #use(buffer: Uint8Array): void {
+    this.#buffer = buffer;
+    this.#words = wordsOf(buffer);
   }
 
   /** @returns bytes written, as the others do */
@@ -120,7 +151,7 @@ export class RecordWriter {
     if (needed > this.#buffer.byteLength) {
       const grown = new Uint8Array(Math.max(needed, this.#buffer.byteLength * 2));
       grown.set(this.view);
-      this.#buffer = grown;
+      this.#use(grown);
     }
     this.#length = start + recordHeaderBytes;
     return start;
@@ -142,25 +173,20 @@ export class RecordWriter {
   }
 
   #finish(start: number, salt: number): number {
-    const buffer = this.#buffer;
     const length = this.#length - start - recordHeaderBytes;
     assert(length <= limits.journalRecordBytesMax, "a record fits into its length");
-    const low = length & 0xff;
-    const middle = (length >>> 8) & 0xff;
-    const high = length >>> 16;
-    buffer[start + 4] = low;
-    buffer[start + 5] = middle;
-    buffer[start + 6] = high;
-    buffer[start + 7] = lengthCheck(low, middle, high);
-    const crc = crc32(buffer.subarray(start + 4, this.#length), salt);
-    buffer[start] = crc & 0xff;
-    buffer[start + 1] = (crc >>> 8) & 0xff;
-    buffer[start + 2] = (crc >>> 16) & 0xff;
-    buffer[start + 3] = crc >>> 24;
+    const check = lengthCheck(length & 0xff, (length >>> 8) & 0xff, length >>> 16);
+    lengthView.setUint32(0, length + check * 2 ** 24, true);
+    const body = this.#buffer.subarray(start + recordHeaderBytes, this.#length);
+    this.#words.setUint32(start, crc32(body, crc32(lengthBytes, salt)), true);
+    this.#words.setUint32(start + 4, length + check * 2 ** 24, true);
     this.#records++;
     return this.#length - start;
   }
 }
+
+const wordsOf = ({ buffer, byteOffset, byteLength }: Uint8Array): DataView =>
+  new DataView(buffer, byteOffset, byteLength);
 
 export interface Declared {
   readonly ref: number;
@@ -174,14 +200,18 @@ export type FoundRecord =
   | { readonly found: "sealed"; readonly next: number; readonly recordsBefore: number }
   /** The file ends within a record whose beginning is in order: a write that did not come to its end. */
   | { readonly found: "torn" }
+  /** No record was stored here, or not to its end. */
+  | { readonly found: "unwritten" }
   | { readonly found: "damage"; readonly what: string };
 
 const damage = (what: string): FoundRecord => ({ found: "damage", what });
+const unwritten: FoundRecord = { found: "unwritten" };
 
 /** The record at `offset`, which lies before the end. Its bytes are a view. */
 export function recordAt(file: Uint8Array, offset: number, salt: number): FoundRecord {
   if (file.byteLength - offset < recordHeaderBytes) return { found: "torn" };
   const at = (index: number): number => file[offset + index] ?? 0;
+  if (at(4) + at(5) + at(6) + at(7) === 0) return unwritten;
   if (lengthCheck(at(4), at(5), at(6)) !== at(7)) return damage("a record's length is not what was written");
   const bodyStart = offset + recordHeaderBytes;
   const next = bodyStart + (at(4) | (at(5) << 8) | (at(6) << 16));
@@ -244,12 +274,14 @@ function textOf(bytes: Uint8Array): string | null {
  * has a fitting check leaves the records behind it. Texts cannot pass for one: their writers do not know the salt.
  */
 export function recordBehind(file: Uint8Array, offset: number, salt: number): boolean {
-  const end = Math.min(file.byteLength - recordHeaderBytes, offset + limits.journalSegmentBytes);
+  let end = Math.min(file.byteLength - recordHeaderBytes, offset + limits.journalSegmentBytes);
+  // None begins in the room that nothing was stored in.
+  while (end > offset && file[end - 1] === 0) end--;
   for (let at = offset + 1; at < end; at++) {
     // Long ones are left out: nearly every chance fit of the check would be one, and cost its length.
     if (file[at + 6] !== 0) continue;
     const { found } = recordAt(file, at, salt);
-    if (found !== "torn" && found !== "damage") return true;
+    if (found === "record" || found === "declare" || found === "sealed") return true;
   }
   return false;
 }

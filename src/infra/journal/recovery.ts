@@ -120,7 +120,7 @@ function readSegment(
   }
   const segment = new Segment(range.first, range.last, header.salt);
   const declarations = new Map<number, number>();
-  const reading = readRecords(file, header.salt, {
+  const reading = readRecords(file, header, {
     declared: ({ ref }, bytes) => void declarations.set(ref, bytes),
     record: (owner, record, bytes) => {
       const log = taken(found, owner, record);

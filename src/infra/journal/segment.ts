@@ -5,7 +5,8 @@
  * The name tells which numbers the segment stands for: one when it was written, a range when compaction made one
  * of several. Order of names is order of writing, so a log's records are found in order, wherever they lie.
  *
- * Header: magic 8 bytes · version u32 · first u32 · last u32 · salt u32 · 0 u32 · crc u32 of all before it.
+ * Header: magic 8 bytes · version u32 · first u32 · last u32 · salt u32 · room u32 · crc u32 of all before it.
+ * Room is 1 where the segment was written as memory: until it is closed, zeros stand behind its last record.
  */
 import { crc32 } from "node:zlib";
 import { assert } from "../../domain/assert.ts";
@@ -15,6 +16,7 @@ export const segmentHeaderBytes = 32;
 const segmentVersion = 1;
 const magic = new TextEncoder().encode("ORCHJRNL");
 const crcOffset = segmentHeaderBytes - 4;
+const roomOffset = crcOffset - 4;
 const numberMax = 2 ** 32 - 1;
 
 /** A task's records since it began, or began again. */
@@ -100,7 +102,7 @@ export function rangeOf(name: string): { first: number; last: number } | null {
   return match === null ? null : { first: Number(match[1]), last: Number(match[2]) };
 }
 
-export function segmentHeader({ first, last, salt }: Segment): Uint8Array {
+export function segmentHeader({ first, last, salt }: Segment, hasRoom = false): Uint8Array {
   assert(first >= 1 && first <= last && last <= numberMax, "segments count from 1 and fit their field");
   const bytes = new Uint8Array(segmentHeaderBytes);
   const view = new DataView(bytes.buffer);
@@ -109,12 +111,13 @@ export function segmentHeader({ first, last, salt }: Segment): Uint8Array {
   view.setUint32(12, first, true);
   view.setUint32(16, last, true);
   view.setUint32(20, salt, true);
+  view.setUint32(roomOffset, hasRoom ? 1 : 0, true);
   view.setUint32(crcOffset, crc32(bytes.subarray(0, crcOffset)), true);
   return bytes;
 }
 
 export type FoundHeader =
-  | { readonly found: "header"; readonly salt: number }
+  | { readonly found: "header"; readonly salt: number; readonly hasRoom: boolean }
   | { readonly found: "short" }
   | { readonly found: "newer"; readonly version: number }
   | { readonly found: "damage"; readonly what: string };
@@ -129,13 +132,17 @@ export function headerOf(file: Uint8Array, first: number, last: number): FoundHe
   if (version > segmentVersion) return { found: "newer", version };
   if (view.getUint32(12, true) !== first || view.getUint32(16, true) !== last)
     return { found: "damage", what: "the header is of another segment" };
-  return { found: "header", salt: view.getUint32(20, true) };
+  return {
+    found: "header",
+    salt: view.getUint32(20, true),
+    hasRoom: view.getUint32(roomOffset, true) === 1,
+  };
 }
 
 export type SegmentEnd =
   /** Its last record says that it was closed, and all are there. */
   | { readonly end: "sealed"; readonly offset: number }
-  /** It ends with a whole record. */
+  /** It ends with a whole record, or has room that nothing was stored in. */
   | { readonly end: "open"; readonly offset: number }
   /** It ends within a record, which begins at the offset. */
   | { readonly end: "torn"; readonly offset: number }
@@ -150,7 +157,7 @@ export interface SegmentVisitor {
 /** Reads a segment as far as it is in order; a generator that rests after each record, for callers who share their time. */
 export function* readRecords(
   file: Uint8Array,
-  salt: number,
+  { salt, hasRoom }: { readonly salt: number; readonly hasRoom: boolean },
   visitor: SegmentVisitor,
 ): Generator<void, SegmentEnd & { readonly records: number }> {
   const owners = new Map<number, { birth: Birth; taskId: string; ref: number }>();
@@ -158,10 +165,10 @@ export function* readRecords(
   let records = 0;
   while (offset < file.byteLength) {
     const found = recordAt(file, offset, salt);
-    if (found.found === "torn") {
-      if (recordBehind(file, offset, salt))
+    if (found.found === "torn" || found.found === "unwritten") {
+      if ((found.found === "unwritten" && !hasRoom) || recordBehind(file, offset, salt))
         return { end: "damage", offset, what: "a record's length is not what was written", records };
-      return { end: "torn", offset, records };
+      return { end: found.found === "torn" ? "torn" : "open", offset, records };
     }
     if (found.found === "damage") return { end: "damage", offset, what: found.what, records };
     if (found.found === "sealed") {
