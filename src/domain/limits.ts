@@ -168,8 +168,9 @@ export const limits = {
   /** Moved at once before others get their turn, and so many of them at the same time. */
   transcriptBatch: 32,
   transcriptsMovedTogether: 4,
-  /** While tasks run and fewer than that wait, it is put off by steps, for so long at most. */
-  transcriptsHurry: 20_000,
+  /** While tasks run and fewer than that wait, half of what may wait at all, it is put off by steps, for so long at most. */
+  transcriptsHurry: 100_000,
+  transcriptsHurryChars: 256 * 1024 * 1024,
   transcriptDeferMs: 1_000,
   transcriptDeferMsMax: 30_000,
   /** Between two batches; a burst of ends is collected first. */

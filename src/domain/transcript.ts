@@ -85,21 +85,34 @@ export interface TranscriptRules {
 /** @returns the canonical text; null: whatever is left out, it would be too large. */
 export function transcriptText(facts: TranscriptFacts, rules: TranscriptRules): string | null {
   const omitted = new Set<TranscriptPart>();
-  const sizes = partSizes(facts);
+  let known: Record<TranscriptPart, number> | null = null;
+  const sizes = (): Record<TranscriptPart, number> => {
+    known ??= partSizes(facts);
+    return known;
+  };
   const total = (): number =>
-    transcriptParts.reduce((sum, part) => sum + (omitted.has(part) ? 0 : sizes[part]), 0);
+    transcriptParts.reduce((sum, part) => sum + (omitted.has(part) ? 0 : sizes()[part]), 0);
   const redacted = rules.policy === "redacted";
   const { metadata, sampling } = facts.spec;
   const write = hasIndexName(metadata) || hasIndexName(sampling.jsonSchema) ? canonicalOfAny : canonicalJson;
   // Not made at all where it is clear beforehand: a result may be a hundred megabytes.
-  while (!redacted && total() > rules.bytesMax) omitted.add(largest(sizes, omitted));
+  if (!redacted && !isSmall(facts)) while (total() > rules.bytesMax) omitted.add(largest(sizes(), omitted));
   for (;;) {
     const text = write(documentOf(facts, rules, omitted));
     if (rules.bytesOf(text) <= rules.bytesMax) return text;
     if (omitted.size === transcriptParts.length) return null;
-    omitted.add(largest(sizes, omitted));
+    omitted.add(largest(sizes(), omitted));
   }
 }
+
+/** Making it costs nothing worth a look at its sizes, whatever the bound: most are. */
+const isSmall = ({ spec: { input }, pieces, ending, events }: TranscriptFacts): boolean =>
+  input.kind === "prompt" &&
+  input.prompt.length < smallChars &&
+  pieces.length + events.length < smallPieces &&
+  (ending.type === "error" || ending.data.result === undefined);
+const smallChars = 64 * 1024;
+const smallPieces = 4096;
 
 const numberChars = 12;
 const eventChars = 256;
@@ -328,14 +341,35 @@ const byName = ([a]: readonly [string, unknown], [b]: readonly [string, unknown]
 
 /** Keys in the order of their UTF-16 units, at every depth. */
 function sorted(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(sorted);
   if (typeof value !== "object" || value === null) return value;
-  return Object.fromEntries(
-    Object.entries(value)
-      .filter(([, member]) => member !== undefined)
-      .sort(byName)
-      .map(([name, member]) => [name, sorted(member)]),
-  );
+  if (Array.isArray(value)) return value.map(sorted);
+  const members = value as Readonly<Record<string, unknown>>;
+  const of: Record<string, unknown> = {};
+  for (const name of inOrder(Object.keys(members))) {
+    const member = members[name];
+    if (member === undefined) continue;
+    // An assignment would set what it inherits from.
+    if (name === "__proto__") Object.defineProperty(of, name, { ...own, value: sorted(member) });
+    else of[name] = sorted(member);
+  }
+  return of;
+}
+
+const own = { enumerable: true, configurable: true, writable: true };
+
+/**
+ * Events of one type have the same names in the same order, task after task: few lists are sorted at all. By their
+ * number of names; what comes from outside has others, and costs no more than a comparison and its sort.
+ */
+const sortedBefore: { readonly names: readonly string[]; readonly inOrder: readonly string[] }[] = [];
+const namesMax = 32;
+
+function inOrder(names: readonly string[]): readonly string[] {
+  const known = sortedBefore[names.length];
+  if (known?.names.every((name, at) => name === names[at])) return known.inOrder;
+  const inOrder = [...names].sort();
+  if (names.length <= namesMax) sortedBefore[names.length] = { names, inOrder };
+  return inOrder;
 }
 
 /**

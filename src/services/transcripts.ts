@@ -195,6 +195,7 @@ export class Transcripts {
     if (
       this.#deferredMs >= limits.transcriptDeferMsMax ||
       this.#waiting.count >= limits.transcriptsHurry ||
+      this.#waiting.chars >= limits.transcriptsHurryChars ||
       !busy()
     )
       return false;

@@ -137,8 +137,9 @@ const sentOf = (text: string): string[] =>
 describe("the canonical form", () => {
   test("is RFC 8785, whatever the client named its things", () => {
     const schema = { properties: { b: 1, a: { z: [], y: 1e21 }, "10": 1, "9": -0, __proto__x: "\u2028" } };
-    const metadata = { "2": "x", "10": "y", ä: "\u0000" };
-    for (const spec of [{}, { metadata }, { sampling: { ...profile, jsonSchema: schema } }]) {
+    const metadata = JSON.parse('{ "2": "x", "10": "y", "ä": "\\u0000", "__proto__": "own" }');
+    const inherited = { metadata: JSON.parse('{ "b": "x", "__proto__": "own" }') };
+    for (const spec of [{}, { metadata }, inherited, { sampling: { ...profile, jsonSchema: schema } }]) {
       const text = built(facts({}, spec));
       expect(text).toBe(canonicalize(JSON.parse(text)) ?? "");
     }
