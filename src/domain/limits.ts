@@ -181,6 +181,8 @@ export const limits = {
   /** While so much waits to be moved, tasks leave none. */
   transcriptsPendingCharsMax: 512 * 1024 * 1024,
   transcriptsPendingMax: 200_000,
+  /** Names of one model that a pool remembers. */
+  sameModelRefsMax: 16,
   /** Models whose digest is remembered. */
   modelDigestsMax: 256,
   /** Event logs that were made again from transcripts and may be asked for once more. */

@@ -29,6 +29,13 @@ export type ParsedRef =
   /** One line: what is wrong, and what to write instead. */
   | { readonly ok: false; readonly problem: string };
 
+/** Tells two files of one path apart, as long as nobody sets a file's time back. */
+export const modelStampOf = (file: {
+  readonly size: number;
+  readonly ino: number;
+  readonly mtimeMs: number;
+}): string => `${file.size}-${file.ino}-${Math.round(file.mtimeMs)}`;
+
 export const modelRefCharsMax = 2048;
 /** What a file system takes as one name. */
 const segmentCharsMax = 200;

@@ -94,6 +94,10 @@ export const beginReload = (strategy: ReloadStrategy): ReloadStep => ({
 
 export const isOver = ({ phase }: Reload): boolean => phase === "done" || phase === "failed";
 
+/** Nothing starts in the pool, from the hold to the end; a surge holds it only while what waits is looked at. */
+export const startsNothing = (reload: Reload): boolean =>
+  reload.strategy === "recreate" && reload.phase !== "checking" && !isOver(reload);
+
 type Moves = {
   readonly [E in ReloadEvent["type"]]?: Partial<
     Record<ReloadPhase, readonly [ReloadPhase, ...ReloadCommand[]]>

@@ -103,7 +103,26 @@ export interface PoolSpec {
   /** Null: the engine runs on this machine. */
   readonly remote: RemoteServer | null;
   readonly mock: MockOptions | null;
+  /** Absent or null: no reload found its model's bytes under another name. */
+  readonly sameModel?: SameModel | null;
 }
+
+/** Names and files that a reload found to be the same model as the pool's file, byte by byte. */
+export interface SameModel {
+  readonly modelRefs: readonly string[];
+  /** Of the pool's file when it was compared; of another one nothing is known. */
+  readonly stamp: string;
+  /** The file that engines loaded first, for which all of them stand. */
+  readonly modelPath: string;
+  readonly modelStamp: string;
+}
+
+/** Null: the engine has loaded a file of which nothing is known. */
+export const sameModelOf = (
+  { sameModel }: Pick<PoolSpec, "sameModel">,
+  { modelStamp }: Pick<EngineIdentity, "modelStamp">,
+): SameModel | null =>
+  sameModel !== undefined && sameModel !== null && sameModel.stamp === modelStamp ? sameModel : null;
 
 /** `engineVersion` of an engine that does not say it. */
 export const unknownVersion = "unknown";

@@ -94,6 +94,8 @@ export interface ModelFiles {
   pathOf(path: string): string;
   /** Absolute, or relative to models.dir. `confined`: only within models.dir and models.roots. */
   locate(path: string, confined: boolean): Located;
+  /** Tells two files of that absolute path apart, as an engine's identity does; null: there is none. */
+  stamp(path: string): string | null;
   /** What is wrong with the header of the file, in one line; null: it is a GGUF file. */
   headerProblem(path: string): string | null;
   /**
@@ -101,4 +103,9 @@ export interface ModelFiles {
    * @throws FetchError io, aborted
    */
   digest(path: string, onBytes: (done: number) => void, signal: AbortSignal): Promise<string>;
+  /**
+   * Whether two files have the same bytes: read up to the first difference. Others get their turn in between.
+   * @throws FetchError io, aborted
+   */
+  sameBytes(path: string, other: string, signal: AbortSignal): Promise<boolean>;
 }

@@ -5,6 +5,7 @@
  * Always holds: what `put` or `remove` returned from is on the disk, synced. Each throws StoreError
  * (ports/task-store.ts) where the disk refuses.
  */
+import type { SameModel } from "../domain/pool.ts";
 
 /** A pool that is drained. */
 export interface DrainRecord {
@@ -15,13 +16,15 @@ export interface DrainRecord {
   readonly deadlineMs: number;
 }
 
-/** A pool that has another model than the configuration says. */
+/** A pool that has another model than the configuration says, or had the same under another name. */
 export interface ModelRecord {
   readonly poolId: string;
   readonly modelRef: string;
   readonly modelPath: string | null;
   /** What the configuration said then, as a digest: where it says something else, that counts. */
   readonly configured: string;
+  /** Names that mean the same bytes; absent or null: none is known. */
+  readonly sameModel?: SameModel | null;
 }
 
 /** At most one of each pool. */

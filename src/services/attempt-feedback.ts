@@ -7,6 +7,7 @@ import type { AttemptOutcome } from "../domain/scheduler-protocol.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { ReplicaControl } from "../ports/supervision.ts";
 import type { Attempt, AttemptListener } from "./attempt-runner.ts";
+import { unfitMessage } from "./fitting-prompt.ts";
 import type { Forecast } from "./forecast.ts";
 import type { Post } from "./mailbox.ts";
 import type { PoolRuntimes } from "./pool-runtime.ts";
@@ -36,7 +37,7 @@ export class AttemptFeedback implements AttemptListener {
     slotFree: boolean,
     result: AttemptResult | null,
   ): void {
-    this.deps.post({ kind: "attempt_ended", attempt, outcome, slotFree, result });
+    this.deps.post({ kind: "attempt_ended", attempt, outcome: judged(attempt, outcome), slotFree, result });
   }
 
   slotFreed(attempt: Attempt): void {
@@ -99,4 +100,10 @@ export class AttemptFeedback implements AttemptListener {
   unexpected(error: unknown): void {
     this.deps.onFatal(error);
   }
+}
+
+/** What another model would have taken is no mistake of its client: what a reload finds of those that wait as well. */
+function judged({ record, pool }: Attempt, outcome: AttemptOutcome): AttemptOutcome {
+  if (outcome.kind !== "failed" || outcome.code !== "INVALID_PARAMS" || !record.retargeted) return outcome;
+  return { ...outcome, code: "WORKER_RESET", message: unfitMessage(pool.modelRef, outcome.message) };
 }

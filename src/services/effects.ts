@@ -3,7 +3,13 @@
  * stored; what comes of them returns to its mailbox.
  */
 import { assertNever } from "../domain/assert.ts";
-import { type EngineIdentity, type PoolSpec, unknownVersion } from "../domain/pool.ts";
+import {
+  type EngineIdentity,
+  type PoolSpec,
+  type SameModel,
+  sameModelOf,
+  unknownVersion,
+} from "../domain/pool.ts";
 import type { RunningWork } from "../domain/preemption.ts";
 import type { Command } from "../domain/scheduler-protocol.ts";
 import type { TaskSpec } from "../domain/task.ts";
@@ -142,7 +148,8 @@ export class Effects {
       return;
     }
     const { client, identity, spec } = ready;
-    if (record.spec.modelRef !== spec.modelRef && !retarget(record, spec)) {
+    const same = sameModelOf(spec, identity);
+    if (record.spec.modelRef !== spec.modelRef && !retarget(record, spec, same)) {
       this.anotherModel(command, spec);
       return;
     }
@@ -154,9 +161,11 @@ export class Effects {
     const settings = settingsDigest(spec, identity);
     // Of two servers that do not say what they are nobody knows whether they are the same.
     const version = engineVersion === unknownVersion ? null : engineVersion;
-    const build = { engine, version, model, modelStamp, settings, device: null };
+    const loaded = { engine, version, model, modelStamp, settings, device: null };
+    // Files with the same bytes say the same: whoever goes on need not know that there are two.
+    const build = same === null ? loaded : { ...loaded, model: same.modelPath, modelStamp: same.modelStamp };
     const { replicaId, slot } = lease;
-    const run = { number: command.attempt, replicaId, slot, startedMs: clock.nowMs(), build };
+    const run = { number: command.attempt, replicaId, slot, startedMs: clock.nowMs(), build: loaded };
     noteRun(record, attemptFacts(run, identity));
     runner.start(
       { record, lease, pool: spec, client, build, ctxPerSlot, number: command.attempt },
@@ -199,10 +208,15 @@ export class Effects {
   }
 }
 
-/** It waited for another model: its prompt is rendered and counted anew. False: part of its answer is that one's. */
-function retarget(record: TaskRecord, { modelRef }: PoolSpec): boolean {
+/** The same model under another name is only renamed. It waited for another model: its prompt is rendered and counted anew. False: part of its answer is that one's. */
+function retarget(record: TaskRecord, { modelRef }: PoolSpec, same: SameModel | null): boolean {
+  if (same?.modelRefs.includes(record.spec.modelRef) === true) {
+    record.spec = { ...record.spec, modelRef };
+    return true;
+  }
   if (record.tokensOut > 0) return false;
   record.spec = forModel(record.spec, modelRef);
+  record.retargeted = true;
   record.tokensIn = null;
   return true;
 }

@@ -45,6 +45,10 @@ export const forModel = (spec: TaskSpec, modelRef: string): TaskSpec => ({
   renderedPrompt: null,
 });
 
+/** Of what was accepted for another model and is too much for the one that its pool has. */
+export const unfitMessage = (modelRef: string, problem: string): string =>
+  `its pool has another model now (${modelRef}), and ${problem}; or submit it again to another pool`;
+
 /** Text where the engine's template can be asked for, else the messages as they are. */
 export async function chatPrompt(
   messages: readonly ChatMessage[],

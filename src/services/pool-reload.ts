@@ -15,16 +15,17 @@ import {
   type ReloadEvent,
   type ReloadPhase,
   type ReloadStrategy,
+  startsNothing,
   stepReload,
 } from "../domain/pool-reload.ts";
 import type { TaskSpec } from "../domain/task.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
 import { isEngineError } from "../ports/engine.ts";
-import type { GenerationControl } from "../ports/supervision.ts";
+import type { GenerationControl, ReplicaControl } from "../ports/supervision.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import type { Dispatcher } from "./dispatcher.ts";
-import { fittingPrompt, forModel } from "./fitting-prompt.ts";
+import { fittingPrompt, forModel, unfitMessage } from "./fitting-prompt.ts";
 import type { PoolSpecs } from "./pool-specs.ts";
 import type { ReloadTargets } from "./reload-targets.ts";
 import type { TaskRegistry } from "./task-registry.ts";
@@ -49,6 +50,8 @@ export interface ReloadView {
   readonly replicas: number;
   /** Slots that are not free. */
   readonly running: number;
+  /** Nothing starts in the pool for now. */
+  readonly held: boolean;
   readonly problem: string | null;
 }
 
@@ -56,20 +59,22 @@ export interface PoolReloadsDeps {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Pick<Metrics, "poolReloaded">;
-  readonly control: GenerationControl;
+  readonly control: GenerationControl & Pick<ReplicaControl, "snapshots">;
   readonly dispatcher: Dispatcher;
   readonly registry: Pick<TaskRegistry, "find">;
   /** With its input, as it was stored. */
   readonly specOf: (taskId: string) => TaskSpec;
   readonly specs: PoolSpecs;
-  readonly targets: Pick<ReloadTargets, "resolve" | "problem">;
+  readonly targets: Pick<ReloadTargets, "resolve" | "problem" | "compared">;
   readonly isDrained: (poolId: string) => boolean;
   readonly onFatal: (error: unknown) => void;
 }
 
 interface Job {
   readonly from: PoolSpec;
-  readonly to: PoolSpec;
+  to: PoolSpec;
+  /** Whether the new model is another one than the old; settled by the check. */
+  another: boolean;
   readonly request: ReloadRequest;
   readonly sinceMs: number;
   readonly abort: AbortController;
@@ -107,6 +112,7 @@ export class PoolReloads {
       replicasReady: state.phase === "done" ? to.replicas : this.deps.control.staged(poolId).length,
       replicas: to.replicas,
       running: this.deps.dispatcher.view.slotsBusyIn(poolId),
+      held: startsNothing(state),
       problem: state.problem,
     };
   }
@@ -128,7 +134,8 @@ export class PoolReloads {
     ended.promise.catch(() => undefined);
     const { state, commands } = beginReload(request.strategy);
     const sinceMs = this.deps.clock.nowMs();
-    const job: Job = { from, to, request, sinceMs, abort: new AbortController(), ended, state, timer: null };
+    const abort = new AbortController();
+    const job: Job = { from, to, another: true, request, sinceMs, abort, ended, state, timer: null };
     this.#jobs.set(poolId, job);
     this.deps.log.info("pool_reload_begun", {
       ...fields(job),
@@ -173,12 +180,12 @@ export class PoolReloads {
     const by = "reload" as const;
     switch (command) {
       case "check":
-        this.#then(job, this.deps.targets.problem(to, job.request.digest, job.abort.signal), (problem) =>
+        this.#then(job, this.#check(job), (problem) =>
           problem === null ? { type: "checked" } : { type: "check_failed", problem },
         );
         break;
       case "hold":
-        void dispatcher.tell({ type: "pool_held", poolId, by, finishing: isAnother(job) });
+        void dispatcher.tell({ type: "pool_held", poolId, by, finishing: job.another });
         break;
       case "arm":
         job.timer = clock.setTimer(job.request.deadlineMs, () =>
@@ -235,6 +242,24 @@ export class PoolReloads {
     );
   }
 
+  /** What is wrong with the file; null: nothing, and whether it is another model is known. */
+  async #check(job: Job): Promise<string | null> {
+    const { targets, control } = this.deps;
+    const { from, to, request, abort } = job;
+    const problem = await targets.problem(to, request.digest, abort.signal);
+    if (problem !== null) return problem;
+    const serving = new Set(control.serving(from.id));
+    const stamps = control
+      .snapshots(from.id)
+      .flatMap(({ replicaId, identity }) =>
+        serving.has(replicaId) && identity !== null ? [identity.modelStamp] : [],
+      );
+    const { another, sameModel } = await targets.compared(from, to, stamps, abort.signal);
+    job.another = another;
+    job.to = { ...to, sameModel };
+    return null;
+  }
+
   #afterTurn(): void {
     const { view } = this.deps.dispatcher;
     for (const job of this.#jobs.values()) {
@@ -246,14 +271,14 @@ export class PoolReloads {
 
   /** Whoever has sent something of an answer that another model cannot continue. */
   #spared(job: Job): ReadonlySet<string> {
-    if (!isAnother(job)) return new Set();
+    if (!job.another) return new Set();
     const running = this.deps.dispatcher.view.running(job.from.id);
     return new Set(running.filter((taskId) => (this.deps.registry.find(taskId)?.tokensOut ?? 0) > 0));
   }
 
   /** What waits and no longer fits ends; what came meanwhile is looked at, too. */
   async #recheck(job: Job): Promise<void> {
-    if (!isAnother(job)) return;
+    if (!job.another) return;
     const { dispatcher, control, registry, clock } = this.deps;
     const { id: poolId, modelRef } = job.to;
     const seen = new Set<string>();
@@ -268,8 +293,7 @@ export class PoolReloads {
         if (registry.find(taskId)?.state !== "queued") continue;
         const problem = await this.#misfit(job, taskId, replica);
         if (problem === null) continue;
-        const message = `its pool has another model now (${modelRef}), and ${problem}; or submit it again to another pool`;
-        await dispatcher.tell({ type: "task_unfit", taskId, message });
+        await dispatcher.tell({ type: "task_unfit", taskId, message: unfitMessage(modelRef, problem) });
       }
     }
   }
@@ -304,7 +328,7 @@ export class PoolReloads {
     }
     const { id: poolId } = job.to;
     const replicaIds = control.serving(poolId);
-    void dispatcher.tell({ type: "replicas_retired", poolId, replicaIds, another: isAnother(job) });
+    void dispatcher.tell({ type: "replicas_retired", poolId, replicaIds, another: job.another });
     dispatcher.replacePool(job.to);
     control.promote(poolId);
     this.#step(job, { type: "flipped" });
@@ -331,8 +355,6 @@ export class PoolReloads {
     ended.reject(new OrchestratorError("RELOAD_FAILED", message, { poolId: from.id, engine: from.engine }));
   }
 }
-
-const isAnother = ({ from, to }: Job): boolean => from.modelRef !== to.modelRef;
 
 const isSurge = ({ request }: Job): boolean => request.strategy === "surge";
 

@@ -75,7 +75,9 @@ export class PoolRuntimes {
   /** The pool has another model, or was started again with its own; what was learnt of another one is forgotten. */
   replace(spec: PoolSpec): void {
     const pool = this.get(spec.id);
-    if (pool.spec.modelRef !== spec.modelRef) pool.predictor = createPredictor();
+    const isSame =
+      spec.modelRef === pool.spec.modelRef || spec.sameModel?.modelRefs.includes(pool.spec.modelRef);
+    if (!isSame) pool.predictor = createPredictor();
     pool.spec = spec;
   }
 

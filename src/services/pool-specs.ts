@@ -24,8 +24,8 @@ export class PoolSpecs {
     this.#now = configured.map((pool) => {
       const record = kept.get(pool.id);
       if (record === undefined) return pool;
-      const { modelRef, modelPath } = record;
-      if (record.configured === settingsOf(pool)) return { ...pool, modelRef, modelPath };
+      const { modelRef, modelPath, sameModel = null } = record;
+      if (record.configured === settingsOf(pool)) return { ...pool, modelRef, modelPath, sameModel };
       store.remove(pool.id);
       log.warn("pool_model_configured", {
         pool_id: pool.id,
@@ -55,10 +55,11 @@ export class PoolSpecs {
 
   /** On the disk when it returns. @throws StoreError, and nothing has changed */
   replace(spec: PoolSpec): void {
-    const { id: poolId, modelRef, modelPath } = spec;
+    const { id: poolId, modelRef, modelPath, sameModel = null } = spec;
     const configured = this.configured(poolId);
-    if (configured.modelRef === modelRef && configured.modelPath === modelPath) this.store.remove(poolId);
-    else this.store.put({ poolId, modelRef, modelPath, configured: settingsOf(configured) });
+    const isConfigured = configured.modelRef === modelRef && configured.modelPath === modelPath;
+    if (isConfigured && sameModel === null) this.store.remove(poolId);
+    else this.store.put({ poolId, modelRef, modelPath, configured: settingsOf(configured), sameModel });
     this.#now[this.#now.findIndex(({ id }) => id === poolId)] = spec;
   }
 }

@@ -206,7 +206,8 @@ export class Pools {
   /** What its engines can do, and whether it takes anything up. */
   private condition(poolId: string, replicas: readonly ReplicaSnapshot[]): PoolCondition {
     const condition = poolCondition(replicas);
-    return this.drainOf(poolId) === null ? condition : { ...condition, ready: false, draining: true };
+    const held = this.drainOf(poolId) !== null || this.deps.reloadOf?.(poolId)?.held === true;
+    return held ? { ...condition, ready: false, draining: true } : condition;
   }
 
   /** For /metrics. */

@@ -5,14 +5,22 @@
  * that lie there now.
  */
 import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
+import { limits } from "../domain/limits.ts";
 import { cachePathOf, isRemote, parseModelRef } from "../domain/model-ref.ts";
-import type { PoolSpec } from "../domain/pool.ts";
+import { type PoolSpec, type SameModel, sameModelOf } from "../domain/pool.ts";
 import { isFetchError, type Located, type ModelFiles } from "../ports/model-source.ts";
 import type { Catalog } from "./catalog.ts";
 
 export interface ReloadTargetsDeps {
   readonly catalog: Pick<Catalog, "get">;
   readonly files: ModelFiles;
+}
+
+export interface ComparedModel {
+  /** None of them continues what the other one said. */
+  readonly another: boolean;
+  /** For the pool as it shall be; null: there is nothing to tell. */
+  readonly sameModel: SameModel | null;
 }
 
 export class ReloadTargets {
@@ -46,6 +54,63 @@ export class ReloadTargets {
       return found === digest ? null : `the digest of ${modelPath} is ${found}, not ${digest}`;
     } catch (error) {
       if (isFetchError(error)) return error.message;
+      throw error;
+    }
+  }
+
+  /**
+   * Whether `to` is the model that the pool has, as its bytes tell, and not its name. `stamps`: of the files that the
+   * pool's engines have loaded; none: none has. Files of different size are not read, others up to the
+   * first difference.
+   */
+  async compared(
+    from: PoolSpec,
+    to: PoolSpec,
+    stamps: readonly (string | null)[],
+    signal: AbortSignal,
+  ): Promise<ComparedModel> {
+    const { files } = this.deps;
+    const another: ComparedModel = { another: true, sameModel: null };
+    if (from.modelPath === null || to.modelPath === null)
+      return from.modelRef === to.modelRef ? { another: false, sameModel: null } : another;
+    const stamp = files.stamp(to.modelPath);
+    const [loaded = files.stamp(from.modelPath), ...others] = stamps;
+    // A file that nobody can see, or one that was replaced between the starts of two engines.
+    if (stamp === null || loaded === null || others.some((one) => one !== loaded)) return another;
+    const first = sameModelOf(from, { modelStamp: loaded });
+    const same = {
+      modelRefs: [...new Set([from.modelRef, ...(first?.modelRefs ?? [])])].slice(0, limits.sameModelRefsMax),
+      stamp,
+      modelPath: first?.modelPath ?? from.modelPath,
+      modelStamp: first?.modelStamp ?? loaded,
+    };
+    if (stamp !== loaded) {
+      if (!(await this.#sameBytes(from.modelPath, loaded, to.modelPath, stamp, signal))) return another;
+    }
+    const isItself =
+      stamp === same.modelStamp && to.modelPath === same.modelPath && from.modelRef === to.modelRef;
+    return { another: false, sameModel: isItself && first === null ? null : same };
+  }
+
+  /** The files with these stamps, and none that were put in their place meanwhile. */
+  async #sameBytes(
+    path: string,
+    stamp: string,
+    otherPath: string,
+    otherStamp: string,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const { files } = this.deps;
+    const areThere = () => files.stamp(path) === stamp && files.stamp(otherPath) === otherStamp;
+    const sizeOf = (one: string): number | null => {
+      const located = files.locate(one, false);
+      return located.kind === "file" ? located.file.sizeBytes : null;
+    };
+    if (!areThere() || sizeOf(path) !== sizeOf(otherPath)) return false;
+    try {
+      return (await files.sameBytes(path, otherPath, signal)) && areThere();
+    } catch (error) {
+      if (isFetchError(error)) return false;
       throw error;
     }
   }

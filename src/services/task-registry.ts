@@ -68,6 +68,8 @@ export interface TaskRecord {
   /** Bytes that its input takes of the bound on waiting ones; null: its input is on disk only. */
   inputBytes: number | null;
   /** Viewers that count for on_disconnect. */
+  /** It was accepted for another model than it has now. */
+  retargeted: boolean;
   watchers: number;
   /** There was one. */
   watched: boolean;
@@ -306,6 +308,7 @@ export function newRecord(admitted: Admitted): TaskRecord {
     chargedMs: 0,
     chargedSinceMs: null,
     inputBytes: 0,
+    retargeted: false,
     watchers: 0,
     watched: false,
   };

@@ -8,7 +8,9 @@ import {
   type ReloadCommand,
   type ReloadEvent,
   type ReloadStrategy,
+  reloadPhases,
   reloadStrategies,
+  startsNothing,
   stepReload,
 } from "../../src/domain/pool-reload.ts";
 
@@ -127,5 +129,14 @@ describe("a reload", () => {
         }),
       );
     },
+  );
+});
+
+test("nothing starts from the hold of a recreate to its end; a surge serves all the while (ORCHD-RELOAD-1)", () => {
+  const held = (strategy: ReloadStrategy) =>
+    reloadPhases.filter((phase) => startsNothing({ strategy, phase, problem: null }));
+  expect(held("surge")).toEqual([]);
+  expect(held("recreate")).toEqual(
+    reloadPhases.filter((one) => !["checking", "done", "failed"].includes(one)),
   );
 });

@@ -71,7 +71,11 @@ async function live(seed: number): Promise<{ reloads: number; failed: number; en
     ...{ clock: rig.clock, log: rig.log, metrics: rig.metrics, control: rig.supervisor },
     ...{ dispatcher: rig.dispatcher, registry: rig.registry, specs },
     specOf: (taskId) => rig.archive.specOf(taskId),
-    targets: { resolve: (pool, modelRef) => ({ ...pool, modelRef }), problem: () => Promise.resolve(null) },
+    targets: {
+      resolve: (pool, modelRef) => ({ ...pool, modelRef }),
+      problem: () => Promise.resolve(null),
+      compared: ({ modelRef }, to) => Promise.resolve({ another: modelRef !== to.modelRef, sameModel: null }),
+    },
     isDrained: (poolId) => drains.isDrained(poolId),
     onFatal: (error) => rig.fatal.push(error),
   });

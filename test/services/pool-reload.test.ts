@@ -3,7 +3,7 @@
  * new one serves once it has decoded, and whatever fails leaves the old one.
  */
 import { afterEach, describe, expect, test } from "bun:test";
-import type { EngineIdentity, PoolSpec } from "../../src/domain/pool.ts";
+import { type EngineIdentity, type PoolSpec, type SameModel, sameModelOf } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import { MockAdapter } from "../../src/infra/engines/mock.ts";
 import type { EngineAdapter, EngineClient } from "../../src/ports/engine.ts";
@@ -17,7 +17,10 @@ import { MemoryRecords } from "../support/memory-records.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
 import { mockPool, profile, Rig, replay } from "./rig.ts";
 
-/** mock:broken does not load, mock:narrow has 32 tokens of context; all models say which they are. */
+const fileOf = (modelRef: string): string => `/models/${modelRef}`;
+const stampOf = (modelRef: string): string => `stamp of ${modelRef}`;
+
+/** mock:broken does not load, mock:narrow has 32 tokens of context, mock:copy says what mock:words says. */
 class NamedModels implements EngineAdapter {
   readonly kind = "mock";
   readonly loaded: string[] = [];
@@ -32,15 +35,16 @@ class NamedModels implements EngineAdapter {
     this.loaded.push(`${replicaId} ${pool.modelRef}`);
     const load = { kind: "load_failure", nth: null, afterTokens: 0, delayMs: 0 } as const;
     const broken = pool.modelRef === "mock:broken" && pool.mock !== null;
-    const as = broken && pool.mock !== null ? { ...pool, mock: { ...pool.mock, faults: [load] } } : pool;
+    const named = pool.modelRef === "mock:copy" ? { ...pool, modelRef: "mock:words" } : pool;
+    const as = broken && pool.mock !== null ? { ...pool, mock: { ...pool.mock, faults: [load] } } : named;
     // Its faults are counted by pool: a broken model's are its own.
     const client = this.inner.connectInProcess({ ...as, id: broken ? "broken" : as.id }, replicaId);
-    if (pool.modelRef !== "mock:narrow") return client;
     const identity = client.identity.bind(client);
-    client.identity = async (signal): Promise<EngineIdentity> => ({
-      ...(await identity(signal)),
-      ctxPerSlot: 32,
-    });
+    client.identity = async (signal): Promise<EngineIdentity> => {
+      const told = await identity(signal);
+      const file = { modelPath: fileOf(pool.modelRef), modelStamp: stampOf(pool.modelRef) };
+      return { ...told, ...file, ctxPerSlot: pool.modelRef === "mock:narrow" ? 32 : told.ctxPerSlot };
+    };
     return client;
   }
 }
@@ -58,11 +62,14 @@ let models: NamedModels;
 let store: MemoryRecords<ModelRecord>;
 let drained = false;
 let problem: string | null = null;
+/** Two names for the same bytes. */
+let same: ((from: PoolSpec, to: PoolSpec) => SameModel | null) | null = null;
 afterEach(async () => {
   reloads.stop();
   await rig.stop();
   drained = false;
   problem = null;
+  same = null;
 });
 
 async function started(pool: Partial<PoolSpec> = {}, kept = new MemoryRecords<ModelRecord>()): Promise<void> {
@@ -92,6 +99,12 @@ async function started(pool: Partial<PoolSpec> = {}, kept = new MemoryRecords<Mo
     targets: {
       resolve: (...of) => targets.resolve(...of),
       problem: () => Promise.resolve(problem),
+      compared: async (from, to, stamps, signal) => {
+        const found = same?.(from, to) ?? null;
+        return found === null
+          ? await targets.compared(from, to, stamps, signal)
+          : { another: false, sameModel: found };
+      },
     },
     isDrained: () => drained,
     onFatal: (error) => rig.fatal.push(error),
@@ -123,6 +136,68 @@ function reload(modelRef: string, more: Partial<ReloadRequest> = {}): { how: str
 const last = (record: TaskRecord) => replay(record).at(-1);
 const greedy = { ...profile, temperature: 0 };
 
+/** What is found where both files have the same bytes. */
+const copyOf = (from: PoolSpec, to: PoolSpec): SameModel => ({
+  modelRefs: [from.modelRef, ...(from.sameModel?.modelRefs ?? [])],
+  stamp: stampOf(to.modelRef),
+  modelPath: from.sameModel?.modelPath ?? fileOf(from.modelRef),
+  modelStamp: from.sameModel?.modelStamp ?? stampOf(from.modelRef),
+});
+
+describe("a reload to a copy under another name", () => {
+  test.each(["recreate", "surge"] as const)(
+    "cuts at the deadline (%s), and what was cut goes on there as with the same model (ORCHD-RELOAD-3)",
+    async (strategy) => {
+      await started({ slots: 1, replicas: 2 });
+      same = copyOf;
+      const running = await accept({ maxTokens: 80, sampling: greedy });
+      const strict = await accept({ maxTokens: 80, determinism: "strict", kvHint: "cold" });
+      const waiting = await accept({ maxTokens: 5 });
+      await rig.clock.advance(100);
+      const seen = reload("mock:copy", { strategy, deadlineMs: 50 });
+      await rig.clock.advance(5000);
+      expect(seen.how).toBe("");
+      expect(last(running)).toMatchObject({
+        data: { tokens_out: 80, continuations: 1, exact: "unverified" },
+      });
+      expect(last(strict)).toMatchObject({ data: { tokens_out: 80, continuations: 1, exact: "yes" } });
+      expect(last(waiting)?.event).toBe("end");
+      for (const { spec } of [running, strict, waiting]) expect(spec.modelRef).toBe("mock:copy");
+      // And back again, with what was said before; another model ends that.
+      const more = await accept({ maxTokens: 80, sampling: greedy });
+      await rig.clock.advance(100);
+      reload("mock:words", { strategy, deadlineMs: 0 });
+      await rig.clock.advance(600);
+      // A transcript names the file that was loaded, not the one that it is a copy of.
+      const files = more.runs.map(({ build }) => build.model);
+      expect(files).toEqual([fileOf("mock:copy"), fileOf("mock:words")]);
+      await rig.clock.advance(5000);
+      expect(last(more)).toMatchObject({ data: { tokens_out: 80, continuations: 1, exact: "unverified" } });
+      same = null;
+      reload("mock:other", { strategy, deadlineMs: 0 });
+      await rig.clock.advance(5000);
+      expect(specs.get("chat")).toMatchObject({ modelRef: "mock:other", sameModel: null });
+    },
+  );
+
+  test("is remembered across restarts, and with a file that was replaced since it counts no more", async () => {
+    await started();
+    same = copyOf;
+    reload("mock:copy");
+    await rig.clock.advance(2000);
+    const { sameModel } = specs.get("chat");
+    expect(sameModel?.modelRefs).toEqual(["mock:words"]);
+    reloads.stop();
+    await rig.stop();
+    await started({}, store);
+    expect(specs.get("chat")).toMatchObject({ modelRef: "mock:copy", sameModel });
+    const known = { modelStamp: stampOf("mock:copy") };
+    expect(sameModelOf(specs.get("chat"), known)).toEqual(sameModel ?? null);
+    expect(sameModelOf(specs.get("chat"), { modelStamp: "another" })).toBeNull();
+    expect(sameModelOf(mockPool({}), known)).toBeNull();
+  });
+});
+
 describe("a reload that recreates the engines", () => {
   test("lets go on what runs, then the new model serves, and what waited goes on there (ORCHD-RELOAD-1)", async () => {
     await started();
@@ -132,6 +207,7 @@ describe("a reload that recreates the engines", () => {
     const seen = reload("mock:other");
     await rig.clock.advance(50);
     expect(reloads.view("chat")).toMatchObject({ phase: "draining", running: 1, modelRef: "mock:other" });
+    expect(reloads.view("chat")?.held).toBe(true);
     const held = await accept();
     await rig.clock.advance(3000);
     expect(seen.how).toBe("");
@@ -141,7 +217,12 @@ describe("a reload that recreates the engines", () => {
       expect(last(task)?.event).toBe("end");
       expect([task.replicaId, task.spec.modelRef]).toEqual(["chat-0b", "mock:other"]);
     }
-    expect(reloads.view("chat")).toMatchObject({ phase: "done", replicasReady: 1, problem: null });
+    expect(reloads.view("chat")).toMatchObject({
+      phase: "done",
+      replicasReady: 1,
+      problem: null,
+      held: false,
+    });
     expect(rig.metrics.of("poolReloaded")).toEqual([[{ poolId: "chat", result: "done" }]]);
     expect(specs.get("chat").modelRef).toBe("mock:other");
     expect(rig.supervisor.snapshots("chat").map(({ replicaId, state }) => [replicaId, state])).toEqual([
@@ -371,6 +452,18 @@ describe("a reload beside what serves", () => {
     await rig.clock.advance(5000);
     expect([seen.how, last(running)?.event]).toEqual(["", "end"]);
     expect(last(large)).toMatchObject({ event: "error", data: { code: "WORKER_RESET" } });
+  });
+
+  test("cuts what has said nothing and does not fit the new model: it is told the same (ORCHD-RELOAD-3)", async () => {
+    await started({ slots: 2, mock: { tokenMs: 10, prefillMsPerToken: 20, loadMs: 0, faults: [] } });
+    const prompt = "many words come before anything is said here and this goes on for a while";
+    const silent = await accept({ maxTokens: 100, input: { kind: "prompt", prompt } });
+    await rig.clock.advance(20);
+    const seen = reload("mock:narrow", { ...surge, deadlineMs: 20 });
+    await rig.clock.advance(5000);
+    expect(seen.how).toBe("");
+    expect(last(silent)).toMatchObject({ event: "error", data: { code: "WORKER_RESET", retriable: true } });
+    expect(String(last(silent)?.data.message)).toContain("its pool has another model now (mock:narrow), and");
   });
 
   test("back and forth, strict and with sessions, every task ends as it should", async () => {

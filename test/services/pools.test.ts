@@ -3,6 +3,7 @@ import { describe, expect, test } from "bun:test";
 import type { PredictionScores } from "../../src/domain/calibration.ts";
 import { isOrchestratorError } from "../../src/domain/errors.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
+import type { ReloadView } from "../../src/services/pool-reload.ts";
 import { type GpuView, Pools, type QueueView, type SpeedView } from "../../src/services/pools.ts";
 import { failure, identity, poolSpec, ShownReplicas, snapshot } from "../support/replicas.ts";
 
@@ -150,6 +151,19 @@ describe("the health of a pool", () => {
       ["chat", false, true],
       ["embed", false, false],
     ]);
+  });
+
+  test("is not ready while a reload lets nothing start, and ready beside a surge (ORCHD-RELOAD-1)", () => {
+    const control = new ShownReplicas().show("chat", ready);
+    const view: ReloadView = {
+      ...{ phase: "draining", strategy: "recreate", modelRef: "mock:other", sinceMs: 5 },
+      ...{ replicasReady: 0, replicas: 1, running: 3, held: true, problem: null },
+    };
+    const healthWith = (reload: ReloadView) =>
+      new Pools({ pools: specs, control, queues: queues(), speeds, reloadOf: () => reload }).health("chat");
+    expect(healthWith(view)).toMatchObject({ state: "ready", ready: false, draining: true, drain: null });
+    const surge = { ...view, strategy: "surge", held: false } as const;
+    expect(healthWith(surge)).toMatchObject({ state: "ready", ready: true, draining: false });
   });
 
   test("changes with the replicas, for nothing is kept", () => {

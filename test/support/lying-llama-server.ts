@@ -16,6 +16,7 @@
  *   wedge-after=N          the same after N completions
  *   open-slots             answers without its key
  *   says-slots=N, says-ctx=N    what it says of itself
+ *   ctx-of-FILE=N          the same of a model whose file is called so
  *   keep-open              does not close a connection after a complete completion
  *   wrong-status=N         completions answer N with a page that is no JSON
  *   error-frame            an error frame after two tokens
@@ -213,7 +214,7 @@ class LyingServer {
         return { status: "ok" };
       case "/props":
         return {
-          default_generation_settings: { n_ctx: Number(this.#lie("says-ctx") ?? this.#ctx) },
+          default_generation_settings: { n_ctx: this.#saidCtx() },
           total_slots: Number(this.#lie("says-slots") ?? this.#slots.length),
           model_path: this.#arg("-m"),
           chat_template: "{{ messages }}",
@@ -230,6 +231,11 @@ class LyingServer {
       default:
         return null;
     }
+  }
+
+  #saidCtx(): number {
+    const file = (this.#arg("-m") ?? "").split("/").at(-1);
+    return Number(this.#lie(`ctx-of-${file}`) ?? this.#lie("says-ctx") ?? this.#ctx);
   }
 
   #ask(slot: Slot): boolean {

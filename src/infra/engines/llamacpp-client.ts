@@ -6,6 +6,7 @@
 import { statSync } from "node:fs";
 import { assert } from "../../domain/assert.ts";
 import { limits } from "../../domain/limits.ts";
+import { modelStampOf } from "../../domain/model-ref.ts";
 import type { EngineIdentity, WarmUpSpeed } from "../../domain/pool.ts";
 import type { ChatMessage, Sampling, Workload } from "../../domain/task.ts";
 import type { Clock } from "../../ports/clock.ts";
@@ -336,5 +337,5 @@ function perSecond(tokens: number, ms: number): number {
 
 function stampOf(path: string | null): string | null {
   const found = path === null ? undefined : statSync(path, { throwIfNoEntry: false });
-  return found === undefined ? null : `${found.size}-${found.ino}-${Math.round(found.mtimeMs)}`;
+  return found === undefined ? null : modelStampOf(found);
 }

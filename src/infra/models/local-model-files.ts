@@ -1,10 +1,12 @@
 /**
  * Model files where they lie on this machine. bootstrap.ts makes it; the port says what holds.
  */
-import { realpathSync, statSync } from "node:fs";
+import { realpathSync, type Stats, statSync } from "node:fs";
 import { resolve, sep } from "node:path";
 import type { FileFacts } from "../../domain/catalog.ts";
+import { modelStampOf } from "../../domain/model-ref.ts";
 import { FetchError, isFetchError, type Located, type ModelFiles } from "../../ports/model-source.ts";
+import { haveSameBytes } from "./file-comparison.ts";
 import { sha256OfFile } from "./file-digest.ts";
 import { codeOf } from "./part-file.ts";
 
@@ -36,25 +38,43 @@ export class LocalModelFiles implements ModelFiles {
     return { kind: "file", path: absolute, file };
   }
 
+  stamp(path: string): string | null {
+    const found = statOf(path);
+    return found === null ? null : modelStampOf(found);
+  }
+
   headerProblem(path: string): string | null {
     return this.options.headerProblem(path);
   }
 
   async digest(path: string, onBytes: (done: number) => void, signal: AbortSignal): Promise<string> {
-    try {
-      return await sha256OfFile(path, onBytes, signal);
-    } catch (error) {
-      if (isFetchError(error) || codeOf(error) === "") throw error;
-      throw new FetchError("io", `cannot read ${path} (${codeOf(error)})`, { cause: error });
-    }
+    return await reading(path, sha256OfFile(path, onBytes, signal));
+  }
+
+  async sameBytes(path: string, other: string, signal: AbortSignal): Promise<boolean> {
+    return await reading(`${path} or ${other}`, haveSameBytes(path, other, signal));
+  }
+}
+
+async function reading<T>(what: string, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    if (isFetchError(error) || codeOf(error) === "") throw error;
+    throw new FetchError("io", `cannot read ${what} (${codeOf(error)})`, { cause: error });
   }
 }
 
 /** Null: there is no file. */
 export function factsOf(path: string): FileFacts | null {
+  const found = statOf(path);
+  return found === null ? null : { sizeBytes: found.size, modifiedMs: found.mtimeMs };
+}
+
+function statOf(path: string): Stats | null {
   try {
     const found = statSync(path, { throwIfNoEntry: false });
-    return found?.isFile() === true ? { sizeBytes: found.size, modifiedMs: found.mtimeMs } : null;
+    return found?.isFile() === true ? found : null;
   } catch (error) {
     if (codeOf(error) === "") throw error;
     return null;
