@@ -1,5 +1,5 @@
 /**
- * The daemon of the chaos run over its lives: killed and started again on the same folder and address, its engines
+ * The daemon of a chaos run over its lives: killed and started again on the same folder and address, its engines
  * killed by the pid that it tells. Keeps the log of every life for evidence.
  *
  * Always holds: it kills only what the kernel says is of its own folder; after `end` nothing of it runs.
@@ -105,6 +105,24 @@ export class DaemonLife implements Server {
   async stop(): Promise<number> {
     this.#killed.add(this.now);
     return await this.now.stop();
+  }
+
+  /** Nothing waits or runs (where that is asked), and SIGTERM leaves nothing behind. @returns what is wrong */
+  async endInPeace(withoutTasks: boolean): Promise<string[]> {
+    const wrong: string[] = [];
+    try {
+      for (const state of withoutTasks ? ["queued", "running", "suspended"] : []) {
+        const path = `/v1/tasks?state=${state}`;
+        const { tasks } = await this.now.json<{ tasks: readonly { task_id: string }[] }>(path);
+        if (tasks.length > 0)
+          wrong.push(`${tasks.length} ${state} after all streams have ended, such as ${tasks[0]?.task_id}`);
+      }
+      const code = await this.stop();
+      if (code !== 143) wrong.push(`SIGTERM: exit ${code}`);
+    } catch (error) {
+      wrong.push(error instanceof Error ? error.message : String(error));
+    }
+    return wrong;
   }
 
   /** Whatever happened before: nothing is left, neither process nor file. */

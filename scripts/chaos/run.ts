@@ -4,14 +4,14 @@
  *
  * Always holds: it ends; a rule that did not hold is in `failures` with its evidence; nothing is left running.
  */
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { Chance } from "../../test/engine/support.ts";
 import { enginePool } from "../../test/support/daemon.ts";
 import { testModel } from "../../test/support/engine.ts";
 import type { SseEvent } from "../../test/support/sse-client.ts";
 import { DaemonLife } from "./daemon-life.ts";
+import { type Failure, Failures } from "./failures.ts";
 import { Broken, ChaosStream, type Json } from "./stream.ts";
+import { assertSame, promptOf, type Whole, wholeOf } from "./whole.ts";
 
 export interface ChaosOptions {
   readonly seed: number;
@@ -31,13 +31,6 @@ export interface ChaosOptions {
   readonly say: (line: string) => void;
   /** Hears the log of all the daemon's lives at the end. */
   readonly onLog?: (log: string) => void;
-}
-
-export interface Failure {
-  readonly taskId: string | null;
-  readonly what: string;
-  readonly events: readonly string[];
-  readonly log: readonly string[];
 }
 
 export interface ChaosSummary {
@@ -60,25 +53,11 @@ export interface ChaosSummary {
   readonly failures: readonly Failure[];
 }
 
-/** What a request says when nothing cuts it. */
-interface Whole {
-  readonly body: Json;
-  readonly text: string;
-  readonly end: Json;
-}
-
 const poolId = "chat";
 const requestsMax = 16;
 /** A stream to which nothing comes for so long has failed. */
 const patienceMs = 120_000;
-const failuresMax = 20;
-const logLinesMax = 40;
-/** A cut so shortly behind the last token may have taken the engine's last word only. */
-const lastWordMs = 1_000;
 const replayShare = 0.1;
-
-const beginnings = ["The harbour", "Once upon a time", "Zoë said «", "😀 東京 → ", "Two friends"];
-const words = readFileSync(join(import.meta.dir, "../model/corpus.txt"), "utf8").match(/[a-z]{2,}/g) ?? [];
 
 export async function runChaos(options: ChaosOptions): Promise<ChaosSummary> {
   let chaos: Chaos | null = null;
@@ -117,7 +96,7 @@ class Chaos {
   readonly #options: ChaosOptions;
   readonly #life: DaemonLife;
   readonly #chance: Chance;
-  readonly #failures: Failure[] = [];
+  readonly #failures: Failures;
   readonly #running = new Set<ChaosStream>();
   /** Moments at which an engine or the daemon was killed. */
   readonly #killsMs: number[] = [];
@@ -132,11 +111,12 @@ class Chaos {
     this.#options = options;
     this.#life = life;
     this.#chance = new Chance(options.seed);
+    this.#failures = new Failures(life, options.say);
   }
 
   /** Nothing more is begun, and what runs is given up. */
   giveUp(why: string): void {
-    this.#fail(null, why);
+    this.#failures.add(null, why);
     this.#enough = true;
     for (const stream of this.#running) stream.giveUp(why.slice(0, 200));
   }
@@ -165,7 +145,7 @@ class Chaos {
 
   #look(untilMs: number): void {
     const nowMs = performance.now();
-    if (nowMs >= untilMs || this.#failures.length >= failuresMax) this.#enough = true;
+    if (nowMs >= untilMs || this.#failures.isFull) this.#enough = true;
     for (const stream of this.#running) stream.lookAtPatience(nowMs);
   }
 
@@ -175,18 +155,13 @@ class Chaos {
     const wholes: Whole[] = [];
     for (let at = 0; at < Math.min(streams, requestsMax); at++) {
       const body: Json = {
-        prompt: `${beginnings[at % beginnings.length]} ${words.slice(at * 7, at * 7 + at).join(" ")}`,
+        prompt: promptOf(at),
         max_tokens: tokens,
         seed: this.#chance.between(0, 2 ** 32 - 1),
         sampling: { temperature },
         ...(strict ? { determinism: "strict" } : {}),
       };
-      const stream = this.#stream(body, true);
-      const { type, data } = await stream.run();
-      const { continuations, exact } = data;
-      if (type !== "end" || continuations !== 0 || exact !== "yes" || stream.tokens === 0)
-        throw new Error(`uncut, request ${at} ended with ${type} ${JSON.stringify(data)}`);
-      wholes.push({ body, text: stream.text, end: data });
+      wholes.push(await wholeOf(this.#stream(body, true), body));
     }
     return wholes;
   }
@@ -208,7 +183,7 @@ class Chaos {
         if (this.#chance.unit() < replayShare && (await stream.replays())) this.#count.replays++;
       } catch (error) {
         if (!(error instanceof Broken)) throw error;
-        this.#fail(stream, error.message);
+        this.#failures.add(stream, error.message);
       } finally {
         this.#running.delete(stream);
       }
@@ -226,34 +201,9 @@ class Chaos {
   }
 
   /** Throws `Broken`. */
-  #judge(stream: ChaosStream, { type, data }: SseEvent, whole: Whole): void {
-    if (type !== "end") throw new Broken(`ended with ${type}: ${JSON.stringify(data)}`);
+  #judge(stream: ChaosStream, terminal: SseEvent, whole: Whole): void {
     const { temperature, strict } = this.#options;
-    const continuations = Number(data.continuations);
-    const { exact } = data;
-    const sampled = temperature > 0 && !strict;
-    if (strict || continuations === 0) {
-      if (exact !== "yes") throw new Broken(`exact is ${exact} behind ${continuations} continuations`);
-    } else if (exact === "yes") {
-      const cuts = this.#killsMs.filter((ms) => ms > stream.lastTokenMs - lastWordMs).length;
-      if (cuts < continuations) throw new Broken(`exact is yes behind ${continuations} continuations`);
-    } else if (exact !== (sampled ? "no" : "unverified"))
-      throw new Broken(`exact is ${exact} behind ${continuations} continuations`);
-    // Cut in the middle, a sampled answer is made of other pieces than the uncut one.
-    for (const name of ["tokens_in", "tokens_out", "finish_reason"])
-      if (data[name] !== whole.end[name] && !(sampled && continuations > 0))
-        throw new Broken(`${name} is ${data[name]}, uncut ${whole.end[name]}`);
-    if (exact === "no") return;
-    if (!Buffer.from(stream.text).equals(Buffer.from(whole.text)))
-      throw new Broken(`the text differs from the uncut one ${differenceOf(stream.text, whole.text)}`);
-  }
-
-  #fail(stream: ChaosStream | null, what: string): void {
-    if (this.#failures.length >= failuresMax) return;
-    const taskId = stream?.taskId ?? null;
-    const log = taskId === null ? [] : this.#life.logOf(taskId).slice(-logLinesMax);
-    this.#failures.push({ taskId, what, events: stream?.recent ?? [], log });
-    this.#options.say(`FAILED ${taskId ?? ""}: ${what}`);
+    assertSame(stream, terminal, whole, { temperature, strict, cutsMs: this.#killsMs });
   }
 
   /** Until there is enough: at moments drawn by chance, `ms` apart on average. */
@@ -289,26 +239,10 @@ class Chaos {
     this.#count.cuts++;
   }
 
-  /** Nothing waits or runs, and SIGTERM leaves nothing behind. */
   async #stop(): Promise<void> {
-    const daemon = this.#life.now;
-    try {
-      for (const state of ["queued", "running", "suspended"]) {
-        const { tasks } = await daemon.json<{ tasks: readonly { task_id: string }[] }>(
-          `/v1/tasks?state=${state}`,
-        );
-        // What was given up above may still run.
-        if (tasks.length > 0 && this.#failures.length === 0)
-          this.#fail(
-            null,
-            `${tasks.length} ${state} after all streams have ended, such as ${tasks[0]?.task_id}`,
-          );
-      }
-      const code = await this.#life.stop();
-      if (code !== 143) this.#fail(null, `SIGTERM: exit ${code}`);
-    } catch (error) {
-      this.#fail(null, error instanceof Error ? error.message : String(error));
-    }
+    // What was given up above may still run.
+    const wrong = await this.#life.endInPeace(this.#failures.list.length === 0);
+    for (const what of wrong) this.#failures.add(null, what);
   }
 
   #summary(): ChaosSummary {
@@ -331,14 +265,7 @@ class Chaos {
       longest_pause_ms: at(1),
       longest_pause_p50_ms: at(0.5),
       longest_pause_p99_ms: at(0.99),
-      failures: this.#failures,
+      failures: this.#failures.list,
     };
   }
-}
-
-function differenceOf(text: string, whole: string): string {
-  let at = 0;
-  while (at < text.length && text[at] === whole[at]) at++;
-  const shown = (one: string) => JSON.stringify(one.slice(Math.max(0, at - 20), at + 20));
-  return `at character ${at} of ${whole.length} (it has ${text.length}): ${shown(text)}, uncut ${shown(whole)}`;
 }

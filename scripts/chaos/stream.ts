@@ -1,5 +1,5 @@
 /**
- * One client of the chaos run: submits a task, watches its stream, and comes back whenever the connection breaks, as
+ * One client of a chaos run: submits a task, watches its stream, and comes back whenever the connection breaks, as
  * an EventSource does. It believes nothing: every event is checked as it comes, over all connections together.
  *
  * Always holds: it ends with what the task ended with, or throws `Broken`; it never waits longer than its patience
@@ -11,6 +11,16 @@ export type Json = Readonly<Record<string, unknown>>;
 
 /** A rule that did not hold; the message says which. */
 export class Broken extends Error {}
+
+/** The task was refused, and trying again would not help. */
+export class Refused extends Broken {
+  constructor(
+    readonly status: number,
+    readonly body: string,
+  ) {
+    super(`the task was answered ${status} ${body.slice(0, 300)}`);
+  }
+}
 
 /** Where the daemon answers; a start later it is the same address. */
 export interface Server {
@@ -38,6 +48,8 @@ export class ChaosStream {
   refusals = 0;
   longestPauseMs = 0;
   lastTokenMs = 0;
+  /** What the first event said; null: it has not come. */
+  started: Json | null = null;
   /** The latest events, shortened, for whoever has to find out what went wrong. */
   readonly recent: string[] = [];
   readonly #options: StreamOptions;
@@ -85,7 +97,11 @@ export class ChaosStream {
         headers: this.#nextId === 0 ? {} : { "last-event-id": String(this.#nextId - 1) },
       });
       if (response?.status === 200) await this.#read(response);
-      else if (response !== null) await this.#refused("the stream", response);
+      else if (response !== null)
+        await this.#refused(
+          response,
+          (status, body) => new Broken(`the stream was answered ${status} ${body.slice(0, 300)}`),
+        );
       if (this.#terminal === null) await this.#comesBack();
     }
     this.#assertWhole();
@@ -135,7 +151,7 @@ export class ChaosStream {
         else await response.text().catch(() => "");
         return;
       }
-      if (response !== null) await this.#refused("the task", response);
+      if (response !== null) await this.#refused(response, (status, body) => new Refused(status, body));
       // No answer: whether it was accepted is not known. The same id again cannot make two of it.
       else this.resubmits++;
       await Bun.sleep(retryMs);
@@ -187,7 +203,8 @@ export class ChaosStream {
       throw new Broken(`event ${id} is ${type}`);
     this.#nextId = id + 1;
     this.#newsMs = nowMs;
-    if (type === "token") this.#takeToken(data, nowMs);
+    if (type === "started") this.started = data;
+    else if (type === "token") this.#takeToken(data, nowMs);
     else if (type === "end" || type === "error") this.#terminal = event;
   }
 
@@ -200,10 +217,9 @@ export class ChaosStream {
   }
 
   /** Only what is to be tried again is no failure. */
-  async #refused(what: string, response: Response): Promise<void> {
+  async #refused(response: Response, as: (status: number, body: string) => Broken): Promise<void> {
     const text = await response.text().catch(() => "");
-    if (response.status !== 429 && response.status !== 503)
-      throw new Broken(`${what} was answered ${response.status} ${text.slice(0, 300)}`);
+    if (response.status !== 429 && response.status !== 503) throw as(response.status, text);
     this.refusals++;
   }
 
