@@ -107,3 +107,55 @@ Feature: What can be asked for is told from what runs now
       | max_tokens | 62 |
     Then the answer is 202
     And "as promised" is done
+
+  @ORCHD-CAP-1 @ORCHD-CAP-3 @ORCHD-DRAIN-1
+  Scenario: A drained pool is told, and the answer has another ETag
+    Given a pool "words" with 1 slot
+    And the pool "words" is ready
+    When alice asks for "/v1/capabilities"
+    And the operator drains "words" within 0 ms
+    And alice asks for "/v1/capabilities" with the ETag of before
+    Then the answer is 200
+    And the answer says:
+      | pools.0.ready | false |
+
+  @ORCHD-CAP-1 @ORCHD-CAP-3 @ORCHD-RELOAD-1
+  Scenario: A model that a reload brought is told in place of the old one
+    Given a pool "words" with 1 slot
+    And the pool "words" is ready
+    When alice asks for "/v1/capabilities"
+    And the operator gives "words" the model "mock:other" and waits
+    And alice asks for "/v1/capabilities" with the ETag of before
+    Then the answer is 200
+    And the answer says:
+      | pools.0.model_ref  | mock:other |
+      | models.0.model_ref | mock:other |
+      | models.0.pool_ids  | ["words"]  |
+
+  @ORCHD-CAP-1 @ORCHD-AUTH-1
+  Scenario: What is told is for those with a key
+    Given a pool "words" with 1 slot
+    When a stranger asks for "/v1/capabilities"
+    Then the answer is 401 UNAUTHORIZED
+
+  @ORCHD-CAP-1 @ORCHD-AUTH-3
+  Scenario: The limits of requests are told
+    Given a pool "words" with 1 slot
+    And the pool "words" is ready
+    When alice asks for "/v1/capabilities"
+    Then the answer says:
+      | engines.0.rate_limits.streams_per_key | 1024 |
+      | pools.0.sampler_profile_version       | v1   |
+
+  @ORCHD-CAP-1
+  Scenario: Two pools of one model are told as one model
+    Given a pool "words" with 1 slot
+    And a pool "more" with 2 slots
+    And the pool "words" is ready
+    And the pool "more" is ready
+    When the operator gives "more" the model "mock:words" and waits
+    And alice asks for "/v1/capabilities"
+    Then the answer says:
+      | models.0.model_ref    | mock:words       |
+      | models.0.pool_ids     | ["words","more"] |
+      | engines.0.concurrency | 3                |

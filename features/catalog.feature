@@ -132,3 +132,129 @@ Feature: The catalog knows models, fetches them and says whether they may be use
     And the daemon is stopped
     And the operator asks for "/v1/catalog/models/small"
     Then the answer is 200
+
+  @ORCHD-MODEL-1
+  Scenario: An entry keeps what it was told, and is found by it
+    When the operator sends POST "/v1/catalog/models" with the body:
+      """
+      {
+        "id": "signed", "model_ref": "hf:org/repo@v2/small.gguf", "tags": ["team:search", "small"], "size_bytes": 1000,
+        "references": [{ "kind": "sbom", "uri": "https://models.example/small.spdx.json" }]
+      }
+      """
+    Then the answer is 201
+    And the answer says:
+      | tags             | ["team:search","small"]                |
+      | size_bytes       | 1000                                   |
+      | digest           | null                                   |
+      | references.0.uri | https://models.example/small.spdx.json |
+      | present          | false                                  |
+    When the operator asks for "/v1/catalog/models?tag=team:search"
+    Then the answer says:
+      | models.0.id | signed |
+    When the operator enters the model "other" with the reference "https://name:secret@models.example/m.gguf"
+    Then the answer is 400 INVALID_PARAMS
+    When the operator enters the model "Upper" with the reference "file:m.gguf"
+    Then the answer is 400 INVALID_PARAMS
+
+  @ORCHD-MODEL-1 @ORCHD-RELOAD-1
+  Scenario: An entry's id names its model in tasks and in reloads
+    Given a pool "chat" of llama-server with the file "chat.gguf" and 1 slot
+    And the model file "next.gguf"
+    And the pool "chat" is ready
+    When the operator enters the model "chat-model" with the reference "file:chat.gguf"
+    And alice submits "by name":
+      | prompt     | Once upon a time |
+      | max_tokens | 3                |
+      | model_ref  | chat-model       |
+    Then the answer is 202
+    And "by name" is done
+    And "by name" has the record:
+      | pool_id | chat |
+    When the operator enters the model "next-model" with the reference "file:next.gguf"
+    And the operator gives "chat" the model "next-model" and waits
+    Then the answer is 200
+    And the answer says:
+      | model_ref | next-model |
+
+  @ORCHD-MODEL-5
+  Scenario: Tasks for a retired model are refused, those that were accepted go on
+    Given a pool "chat" of llama-server with the file "chat.gguf" and 1 slot
+    And the pool "chat" is ready
+    When the operator enters the model "chat-model" with the reference "file:chat.gguf"
+    And the operator drains "chat" within 0 ms
+    And alice submits "accepted" to pool "chat":
+      | prompt     | Once upon a time |
+      | max_tokens | 3                |
+    Then the answer is 202
+    When the operator retires "chat-model"
+    And alice submits "refused" to pool "chat":
+      | prompt     | Once upon a time |
+      | max_tokens | 3                |
+    Then the answer is 410 MODEL_DEPRECATED
+    When the operator sends POST "/v1/pools/chat/resume"
+    Then "accepted" is done
+    When alice asks for "/v1/capabilities"
+    Then the answer says:
+      | models.1.model_ref | file:chat.gguf |
+      | models.1.state     | Retired        |
+    When the operator takes "chat-model" back
+    And alice submits "again" to pool "chat":
+      | prompt     | Once upon a time |
+      | max_tokens | 3                |
+    Then the answer is 202
+    And "again" is done
+
+  @ORCHD-MODEL-5
+  Scenario: A model is retired after a time
+    When the operator enters the model "small" that lies there
+    And the operator sends POST "/v1/catalog/models/small/state" with the body:
+      """
+      {"state": "Retired", "deadline_ms": 60000}
+      """
+    Then the answer is 200
+    And the answer says:
+      | state | Active |
+
+  @ORCHD-MODEL-4
+  Scenario: Where trust is strict only what was verified is loaded, and the pool says what is missing
+    Given a pool "chat" of llama-server with the file "local.gguf" and 1 slot
+    And the setting "models.trust" is strict
+    And the pool "chat" is unavailable
+    When the operator asks for "/v1/pools/chat/health"
+    Then the answer says:
+      | live             | false |
+      | replicas.0.state | circuit_open |
+    And the pool's last error tells "strict"
+    When alice submits "refused" to pool "chat":
+      | prompt     | Once upon a time |
+      | max_tokens | 3                |
+    Then the answer is 503 POOL_UNAVAILABLE
+
+  @ORCHD-MODEL-4
+  Scenario: A file that was found wrong is not loaded as long as it lies there unchanged
+    Given a pool "chat" of llama-server with the file "local.gguf" and 1 slot
+    And its model is loaded at first use
+    When the operator enters the model "local" with the digest of its file
+    And the operator verifies "local"
+    Then the model "local" comes to rest
+    And its verification is "size"
+    When alice submits "refused" to pool "chat":
+      | prompt     | Once upon a time |
+      | max_tokens | 3                |
+    Then the pool "chat" is unavailable
+    When the operator asks for "/v1/pools/chat/health"
+    Then the pool's last error tells "local"
+
+  @ORCHD-MODEL-2
+  Scenario: A pool whose model is being fetched queues its tasks, and runs them once it is there
+    Given a pool "chat" of llama-server with the file "unused.gguf" and 1 slot
+    And its model lies on the server
+    And the server sends nothing behind the first 1600000 bytes
+    When alice submits "early" to pool "chat":
+      | prompt     | Once upon a time |
+      | max_tokens | 3                |
+    Then the answer is 202
+    And "early" is queued
+    When the server sends everything
+    Then "early" is done

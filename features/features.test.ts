@@ -9,6 +9,7 @@ import "./steps/answer.steps.ts";
 import "./steps/artifact.steps.ts";
 import "./steps/catalog.steps.ts";
 import "./steps/daemon.steps.ts";
+import "./steps/llama-server.steps.ts";
 import "./steps/pool-control.steps.ts";
 import "./steps/remote.steps.ts";
 import "./steps/request.steps.ts";

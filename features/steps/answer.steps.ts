@@ -33,6 +33,9 @@ step<[Table]>("the answer says:", (world, table) => expectFields(world.answer.js
 step<[string]>("the message tells {string}", (world, part) => {
   expect(world.answer.json.message).toContain(part);
 });
+step<[string]>("the answer's text tells {string}", (world, part) => {
+  expect(world.answer.text).toContain(part);
+});
 step<[string, string]>("the header {string} is {string}", (world, name, value) => {
   expect(world.answer.headers.get(name)).toBe(value);
 });
@@ -70,6 +73,10 @@ step("the promised end is not before the promised start", (world) => {
 });
 step<[number]>("the promised start is more than {int} ms away", (world, ms) => {
   expect(world.answer.json.predicted_start_ms).toBeGreaterThan(ms);
+});
+step<[number]>("the promised start is less than {int} ms away", (world, ms) => {
+  expect(world.answer.json.predicted_start_ms).toBeNumber();
+  expect(world.answer.json.predicted_start_ms).toBeLessThan(ms);
 });
 step("the deadline is likely met", (world) => {
   expect(world.answer.json.on_time_probability).toBeGreaterThan(0.5);

@@ -55,6 +55,9 @@ step("a server of models", async (world) => {
   mkdirSync(folderOf(world), { recursive: true });
   allow(world, { enabled: true, allow_hosts: [one.server.host] });
 });
+step("its model lies on the server", (world) => {
+  world.pool().model = theServer(world).server.url();
+});
 step<[number]>("the server breaks every connection after {int} bytes", (world, bytes) => {
   theServer(world).breakAfter = bytes;
 });

@@ -1,4 +1,6 @@
 /** Steps in which an operator tells pools what to do. */
+import { expect } from "bun:test";
+import type { PoolHealthBody } from "../../src/api/schema/pools.ts";
 import { waitFor } from "../../test/support/wait.ts";
 import { step } from "../support/steps.ts";
 import type { Person, World } from "../support/world.ts";
@@ -39,6 +41,19 @@ step<[Person, string, string, number]>(
     await reload(world, who, pool, model, "", ms);
   },
 );
+step<[Person, string, string, string]>(
+  "{who} gives {string} the model {string} with the digest {string} and waits",
+  async (world, who, pool, model, digest) => {
+    const body = JSON.stringify({ new_model_ref: model, digest, strategy: "recreate" });
+    await world.ask(who, `/v1/pools/${pool}/reload?wait=true`, { method: "POST", body });
+  },
+);
+step<[Person, string, string]>(
+  "{who} surges {string} to the model {string} and waits",
+  async (world, ...of) => {
+    await reload(world, ...of, "?wait=true", 20_000, "surge");
+  },
+);
 step<[number]>("its engine never loads its model at start {int}", (world, nth) => {
   world.mock().faults = [{ kind: "load_failure", nth, after_tokens: 0 }];
 });
@@ -48,6 +63,10 @@ step<[Person, string, string, number]>(
     await reload(world, who, pool, model, "", ms, "surge");
   },
 );
+step<[string]>("the pool's last error tells {string}", (world, part) => {
+  const { last_error } = world.answer.json as unknown as PoolHealthBody;
+  expect(last_error?.message).toContain(part);
+});
 step<[string, string]>("the reload of {string} is {word}", (world, pool, phase) =>
   waitFor(
     async () => (await world.health(pool)).reload?.phase === phase,

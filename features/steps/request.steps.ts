@@ -189,6 +189,12 @@ step<[Person, string, string, string]>(
 step<[Person, string, string]>("{who} sends {method} {string}", async (world, who, method, path) => {
   await world.ask(who, path, { method });
 });
+step<[Person, string, string, string]>(
+  "{who} sends {method} {string} with the body:",
+  async (world, who, method, path, body) => {
+    await world.ask(who, path, { method, body });
+  },
+);
 step<[Person, string, string, string, string]>(
   "{who} sends {method} {string} with the header {string} {string}",
   async (world, who, method, path, header, value) => {
