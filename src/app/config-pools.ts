@@ -6,12 +6,14 @@
  * before it is loaded, and all slots together stay within limits.slotsTotalMax (the process could not talk to more generations at once).
  */
 import { basename, join, resolve, sep } from "node:path";
+import { bytesOf } from "../domain/devices.ts";
 import type { EngineKind } from "../domain/engine-kind.ts";
 import { isPoolId } from "../domain/ids.ts";
 import { limits } from "../domain/limits.ts";
 import type { MockOptions, PoolSpec } from "../domain/pool.ts";
 import type { Preemption } from "../domain/preemption.ts";
 import type { Workload } from "../domain/task.ts";
+import { checkMemoryKeys } from "./config-devices.ts";
 import type { ConfigFiles } from "./config-files.ts";
 import { type ModelsSpec, type RemoteModel, resolveRemoteModel } from "./config-models.ts";
 import { checkRpc, compileRemote, refuseRemoteKeys } from "./config-pools-remote.ts";
@@ -92,6 +94,7 @@ function compileNamed(pools: readonly FilledPool[], around: PoolSurroundings): P
         `found ${slotsTotal} slots with this pool and those before it, ${most}`,
       );
     }
+    checkMemoryKeys(pool, path, problems);
     const own = compilers[pool.engine](pool, path, around);
     if (own !== null) specs.push({ ...common(pool), ...own });
   });
@@ -116,10 +119,11 @@ const common = (pool: FilledPool): Common => ({
   args: pool.args,
   env: pool.env,
   preload: pool.preload,
+  idleUnloadMs: pool.idle_unload_ms,
   queueCapacity: pool.queue.capacity,
   fullPolicy: pool.queue.full_policy,
   price: { per1kTokensIn: pool.price.per_1k_tokens_in, per1kTokensOut: pool.price.per_1k_tokens_out },
-  devices: [],
+  devices: pool.devices ?? [],
   timeouts: {
     loadMs: pool.timeouts.load_ms,
     firstTokenMs: pool.timeouts.first_token_ms,
@@ -174,6 +178,7 @@ function compileMock(pool: FilledPool, path: Segments, { problems }: PoolSurroun
     tokenMs: pool.mock?.token_ms ?? demoMock.tokenMs,
     prefillMsPerToken: pool.mock?.prefill_ms_per_token ?? demoMock.prefillMsPerToken,
     loadMs: pool.mock?.load_ms ?? demoMock.loadMs,
+    memoryBytes: bytesOf(pool.mock?.memory_bytes ?? 0),
     faults: (pool.mock?.faults ?? []).map((fault) => ({
       kind: fault.kind,
       nth: fault.nth,
@@ -257,7 +262,7 @@ function resolveModel(model: string, path: Segments, around: PoolSurroundings): 
   return { modelRef: scheme === undefined ? `file:${model}` : model, modelPath };
 }
 
-const demoMock: MockOptions = { tokenMs: 5, prefillMsPerToken: 0.1, loadMs: 0, faults: [] };
+const demoMock: MockOptions = { tokenMs: 5, prefillMsPerToken: 0.1, loadMs: 0, memoryBytes: 0, faults: [] };
 
 const unnamed: Omit<
   PoolSpec,
@@ -267,6 +272,7 @@ const unnamed: Omit<
   ctx: null,
   args: [],
   env: {},
+  idleUnloadMs: null,
   queueCapacity: limits.queueCapacityDefault,
   fullPolicy: "reject",
   price: { per1kTokensIn: 0, per1kTokensOut: 0 },

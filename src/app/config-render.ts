@@ -76,6 +76,15 @@ function fileShape(config: Config): Record<string, unknown> {
     artifacts: artifactsShape(config.artifacts),
     storage: { durability: config.storage.durability },
     shutdown: { drain_deadline_ms: config.shutdown.drainDeadlineMs },
+    devices: config.devices.map((device) => ({
+      id: device.id,
+      memory_bytes: device.memoryBytes,
+      reserve_bytes: device.reserveBytes,
+    })),
+    residency: {
+      swap_max_wait_ms: config.residency.swapMaxWaitMs,
+      swap_turn_max_ms: config.residency.swapTurnMaxMs,
+    },
     pools: config.pools.map(poolShape),
   };
 }
@@ -136,6 +145,8 @@ const poolShape = (pool: PoolSpec) => ({
   args: pool.args,
   env: Object.fromEntries(Object.keys(pool.env).map((name) => [name, hidden])),
   preload: pool.preload,
+  devices: pool.devices,
+  idle_unload_ms: pool.idleUnloadMs,
   queue: { capacity: pool.queueCapacity, full_policy: pool.fullPolicy },
   timeouts: {
     load_ms: pool.timeouts.loadMs,
@@ -164,6 +175,7 @@ const poolShape = (pool: PoolSpec) => ({
           token_ms: pool.mock.tokenMs,
           prefill_ms_per_token: pool.mock.prefillMsPerToken,
           load_ms: pool.mock.loadMs,
+          memory_bytes: pool.mock.memoryBytes ?? 0,
           faults: pool.mock.faults.map((fault) => ({
             kind: fault.kind,
             nth: fault.nth,

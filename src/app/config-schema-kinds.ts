@@ -73,12 +73,3 @@ export const laterNull = () =>
       description: "Not supported by this version: null or absent.",
     }),
   );
-export function laterEmptyOrNull() {
-  return optional(
-    Type.Union([Type.Array(Type.Integer(), { maxItems: 0 }), Type.Null()], {
-      default: null,
-      "x-later": [],
-      description: "Not supported by this version: null, an empty list or absent.",
-    }),
-  );
-}

@@ -7,11 +7,10 @@ import { engineKinds } from "../domain/engine-kind.ts";
 import { limits } from "../domain/limits.ts";
 import { fullPolicies, type MockFault, remoteKinds } from "../domain/pool.ts";
 import { workloads } from "../domain/task.ts";
+import { idleUnloadSchema, mockMemorySchema, poolDevicesSchema } from "./config-schema-devices.ts";
 import {
   integer,
   later,
-  laterEmptyOrNull,
-  laterNull,
   milliseconds,
   msMax,
   nullable,
@@ -54,6 +53,7 @@ const mock = Type.Object(
     ),
     prefill_ms_per_token: optional(Type.Number({ minimum: 0, maximum: msMax, default: 0.1 })),
     load_ms: milliseconds(0, 0, "Time to load."),
+    memory_bytes: mockMemorySchema,
     faults: optional(Type.Array(fault, { maxItems: outer.listMax, default: [] })),
   },
   { additionalProperties: false, description: "The mock engine's behaviour." },
@@ -135,7 +135,7 @@ export const poolSchema = Type.Object(
       ),
     ),
     replicas: integer(1, limits.replicasPerPoolMax, 1, "Engine processes."),
-    devices: laterEmptyOrNull(),
+    devices: poolDevicesSchema,
     slots: integer(1, limits.slotsPerReplicaMax, 4, "Concurrent sequences of one replica."),
     ctx: nullable(
       Type.Integer({ minimum: 16, maximum: outer.ctxMax }),
@@ -160,7 +160,7 @@ export const poolSchema = Type.Object(
       ),
     ),
     preload: optional(Type.Boolean({ default: true, description: "Load at start instead of at first use." })),
-    idle_unload_ms: laterNull(),
+    idle_unload_ms: idleUnloadSchema,
     queue: section(
       {
         capacity: integer(1, limits.queueCapacityMax, limits.queueCapacityDefault, "Tasks that may wait."),

@@ -15,6 +15,7 @@ import { limits } from "../domain/limits.ts";
 import type { Fairness } from "../domain/queue.ts";
 import { logLevels } from "../ports/telemetry.ts";
 import { artifactsSchema } from "./config-schema-artifacts.ts";
+import { devicesSchema, residencySchema } from "./config-schema-devices.ts";
 import {
   integer,
   laterNull,
@@ -330,6 +331,8 @@ export const configFileSchema = Type.Object(
       },
       "SIGTERM.",
     ),
+    devices: devicesSchema,
+    residency: residencySchema,
     pools: optional(
       Type.Array(poolSchema, {
         maxItems: limits.poolsMax,

@@ -9,9 +9,11 @@ import { homedir } from "node:os";
 import { delimiter, dirname, isAbsolute, join, resolve } from "node:path";
 import type { PoolSpec } from "../domain/pool.ts";
 import type { Fairness } from "../domain/queue.ts";
+import type { ResidencyRules } from "../domain/residency-state.ts";
 import type { Budget } from "../domain/task.ts";
 import { type LogLevel, logLevels } from "../ports/telemetry.ts";
 import { type ArtifactsSpec, compileArtifacts, namedVariables } from "./config-artifacts.ts";
+import { compileDevices, type DeviceSpec } from "./config-devices.ts";
 import { readDocument } from "./config-document.ts";
 import { type ConfigFiles, systemFiles } from "./config-files.ts";
 import { compileBudget, compileKeys, type KeySpec, type RateLimit } from "./config-keys.ts";
@@ -70,6 +72,9 @@ export interface Config {
   /** power: an accepted task is synced to disk before its 202 leaves; process: written, not synced. */
   readonly storage: { readonly durability: Durability };
   readonly shutdown: { readonly drainDeadlineMs: number };
+  /** What the operator says of them; others are measured. */
+  readonly devices: readonly DeviceSpec[];
+  readonly residency: ResidencyRules;
   readonly pools: readonly PoolSpec[];
   /** Where the pools come from: named in the file, found in the models folder, or the built-in demo. */
   readonly poolsFrom: PoolsFrom;
@@ -223,6 +228,7 @@ function compile(of: {
     tls: compileTls(file, files, fromFile, problems),
     models,
     engineBin: "path" in engineBin ? engineBin.path : null,
+    ...compileDevices(file, problems),
     pools: pools.pools,
     poolsFrom: pools.from,
   };

@@ -295,6 +295,10 @@ export const limits = {
   swapTurnMaxMsDefault: 300_000,
   /** A use counts half after so long when it is guessed how soon an idle model will be needed. */
   residencyHalfLifeMs: 600_000,
+  /** Devices that the configuration names, or of which one pool takes part. */
+  devicesMax: 64,
+  /** Of one device. */
+  deviceBytesMax: 2 ** 50,
   /** Up to so many idle pools the least costly set of them is searched for, above it approached. */
   evictionExactMax: 12,
 

@@ -36,6 +36,8 @@ export interface MockOptions {
   readonly tokenMs: number;
   readonly prefillMsPerToken: number;
   readonly loadMs: number;
+  /** What it counts as on each of its devices; absent: nothing. */
+  readonly memoryBytes?: number;
   readonly faults: readonly MockFault[];
 }
 
@@ -84,11 +86,13 @@ export interface PoolSpec {
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string>>;
   readonly preload: boolean;
+  /** Unloaded after so long without a task; null: never for that. Only without preload. */
+  readonly idleUnloadMs: number | null;
   readonly queueCapacity: number;
   readonly fullPolicy: FullPolicy;
   readonly price: Price;
-  /** Device numbers its replicas may use; empty: any. */
-  readonly devices: readonly number[];
+  /** Where its model lies, by name (domain/devices.ts); empty: every graphics card, else the host. */
+  readonly devices: readonly string[];
   readonly timeouts: PoolTimeouts;
   /** All attempts of a task together may run so long, ms; null: nothing bounds that. */
   readonly taskTimeoutMs: number | null;

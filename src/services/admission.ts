@@ -6,6 +6,7 @@
  * Called by the API; `probe` asks each pool's queue for /readyz.
  */
 import { assert, assertNever, isAssertion } from "../domain/assert.ts";
+import { gpuNumberOf } from "../domain/devices.ts";
 import type { EngineKind } from "../domain/engine-kind.ts";
 import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
@@ -285,7 +286,7 @@ export class Admission {
       // What came in the same instant waits for its turn and is not in the queue yet.
       waiting: interactive + batch + dispatcher.submitting(pool.id),
       refusal: dispatcher.refusalFor(pool.id, priority ?? "interactive")?.code ?? null,
-      devices: pool.devices,
+      devices: pool.devices.flatMap((name) => gpuNumberOf(name) ?? []),
       holdsSession: sessionId !== null && dispatcher.view.holdsSession(pool.id, sessionId),
     };
   }

@@ -146,6 +146,7 @@ describe("pools", () => {
         args: [],
         env: {},
         preload: true,
+        idleUnloadMs: null,
         queueCapacity: 256,
         fullPolicy: "reject",
         price: { per1kTokensIn: 0, per1kTokensOut: 0 },
@@ -222,6 +223,7 @@ describe("pools", () => {
       tokenMs: 1,
       prefillMsPerToken: 0.1,
       loadMs: 0,
+      memoryBytes: 0,
       faults: [{ kind: "stall", nth: 2, afterTokens: 3, delayMs: 0 }],
     });
     expect(config.pools[0]?.engineBin).toBeNull();

@@ -302,12 +302,7 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
     expect(found[0]).toContain(part);
   });
 
-  const later = [
-    pool("idle_unload_ms: 1000"),
-    pool("devices: [0]"),
-    pool("sampler_profile_version: v2"),
-    "telemetry: { otlp_endpoint: 'http://x' }",
-  ];
+  const later = [pool("sampler_profile_version: v2"), "telemetry: { otlp_endpoint: 'http://x' }"];
   test.each(later.map((text) => [text.replace("pools:\n  - ", "").trim(), text] as const))(
     "what comes later is not accepted as if it worked: %s",
     (_, text) => {

@@ -127,8 +127,8 @@ describe("placement", () => {
   const three = () =>
     started({
       pools: [
-        mockPool({ id: "a", modelRef: "mock:a", devices: [0] }),
-        mockPool({ id: "b", modelRef: "mock:b", devices: [0, 1] }),
+        mockPool({ id: "a", modelRef: "mock:a", devices: ["gpu-0"] }),
+        mockPool({ id: "b", modelRef: "mock:b", devices: ["gpu-0", "gpu-1"] }),
         mockPool({ id: "c", modelRef: "mock:c" }),
       ],
     });

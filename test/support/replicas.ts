@@ -22,6 +22,7 @@ export const poolSpec = (more: Partial<PoolSpec> = {}): PoolSpec => ({
   args: [],
   env: {},
   preload: true,
+  idleUnloadMs: null,
   queueCapacity: 16,
   fullPolicy: "reject",
   price: { per1kTokensIn: 0, per1kTokensOut: 0 },
