@@ -64,6 +64,26 @@ Feature: A pool tells how it is and what went wrong
       | replicas.0.state | loading |
       | engine_version   | null    |
 
+  @ORCHD-POOL-2 @ORCHD-GPU-3
+  Scenario: Replicas share the pool's cards out, and a task may ask for them
+    Given a pool "words" with 1 slot
+    And it has 2 replicas
+    And its devices are "gpu-0, gpu-1"
+    And the pool "words" is ready with 2 replicas
+    When alice asks for "/v1/pools/words/health"
+    Then the answer says:
+      | replicas.0.devices.0 | gpu-0 |
+      | replicas.1.devices.0 | gpu-1 |
+    When alice submits "elsewhere":
+      | prompt    | Once upon a time                          |
+      | placement | {"mode":"auto","require_device_mask":[1]} |
+    Then the answer is 503 REPLICA_EXHAUSTED
+    When alice submits and streams "here":
+      | prompt     | Once upon a time                              |
+      | max_tokens | 2                                             |
+      | placement  | {"mode":"auto","require_device_mask":[0,1,2]} |
+    Then the stream "here" ends with end
+
   @ORCHD-POOL-3
   Scenario: After a crash the pool says why, comes back and works
     Given a pool "words" with 1 slot

@@ -3,7 +3,8 @@
 # Called by scripts/setup.mjs when the machine has no llama-server; works by hand as well.
 #
 #   usage: scripts/install-engine.sh [TARGET]     (default .engine/llama; afterwards TARGET/bin/llama-server runs)
-#   env:   ENGINE_PKGS     packages to take, default "llama.cpp-tools"
+#   env:   ENGINE_PKGS     packages to take, default "llama.cpp-tools llama.cpp-tools-extra libggml0-backend-rpc": the
+#                          server, the rpc-server, and what lets the two talk
 #          ENGINE_SUITE    Debian suite, default "forky", the first one with a llama.cpp that speaks our protocol
 #          ENGINE_MIRROR   Debian mirror, default the one among this machine's apt sources
 #          ENGINE_KEYRING  keyring that signs the suite, default Debian's, else whatever apt trusts here
@@ -94,7 +95,7 @@ apt() { apt-get -qq -c "$target/apt/apt.conf" "$@" 2>"$target/apt/errors" || { c
 try apt update || die "cannot read $mirror, suite $suite"
 # patchelf comes along to point programs and libraries at the loader and the libraries in this folder.
 # shellcheck disable=SC2086
-set -- ${ENGINE_PKGS:-llama.cpp-tools} patchelf
+set -- ${ENGINE_PKGS:-llama.cpp-tools llama.cpp-tools-extra libggml0-backend-rpc} patchelf
 uris=$(apt install -y --print-uris "$@") || die "$suite has no $*"
 stamp="$target $(echo "$uris" | cut -d' ' -f2- | sort | sha256sum | cut -c1-12)"
 root="$target/root-${stamp##* }"

@@ -31,6 +31,9 @@ step<[number]>("its context holds {int} tokens", (world, tokens) => {
 step<[string]>("it offers {word}", (world, workload) => {
   world.pool().workloads = [workload];
 });
+step<[string]>("its devices are {string}", (world, names) => {
+  world.pool().devices = names.split(", ");
+});
 step<[number]>("it has {int} replicas", (world, replicas) => {
   world.pool().replicas = replicas;
 });

@@ -129,6 +129,7 @@ const replicaOf = (replica: ReplicaHealth, admin: boolean): ReplicaBody => ({
   slots_busy: replica.slotsBusy,
   restarts: replica.restarts,
   last_error: failureOf(replica.lastError, admin),
+  devices: [...replica.devices],
   vram_used_bytes: replica.vramUsedBytes,
 });
 

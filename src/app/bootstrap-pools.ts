@@ -58,6 +58,7 @@ export function openPoolControl(parts: PoolControlParts): PoolControl {
       isReloading: (poolId) => reloads?.isReloading(poolId) ?? false,
       slotsBusy: (poolId) => dispatcher?.view.slotsBusyIn(poolId) ?? 0,
       tell: (event) => dispatcher?.tell(event) ?? Promise.resolve(),
+      retry: (poolId) => control.retryPool(poolId),
     });
     const connect = (made: Dispatcher): PoolReloads => {
       dispatcher = made;

@@ -36,6 +36,7 @@ import { Admission } from "../services/admission.ts";
 import { Artifacts } from "../services/artifacts.ts";
 import { AttemptRunner } from "../services/attempt-runner.ts";
 import { Capabilities } from "../services/capabilities.ts";
+import { cardsOf } from "../services/cards.ts";
 import { Dispatcher } from "../services/dispatcher.ts";
 import { EndedStreams } from "../services/ended-streams.ts";
 import { EngineLogs } from "../services/engine-logs.ts";
@@ -81,8 +82,10 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const swept = await processes.sweep();
   if (swept > 0) log.warn("engines_swept", { count: swept, human: "engines of an earlier daemon still ran" });
 
+  const gpuTelemetries = await openGpus(log);
+  const cards = () => cardsOf(gpuTelemetries, config.devices);
   const adapters = new Map<EngineKind, EngineAdapter>([
-    ["llamacpp", new LlamaCppAdapter({ clock, entropy, log })],
+    ["llamacpp", new LlamaCppAdapter({ clock, entropy, log, cards })],
     ["openai", new OpenAiAdapter({ clock, entropy })],
     ["mock", new MockAdapter({ clock, entropy })],
   ]);
@@ -188,7 +191,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   const gpus = new GpuMonitor({
     clock,
     log,
-    telemetries: await openGpus(log),
+    telemetries: gpuTelemetries,
     replicas: () => specs.list.flatMap(({ id }) => supervisor.snapshots(id)),
     groupOf: (pid) => readProcess(pid)?.group ?? null,
     measured: (replica, freeBytes) => dispatcher.vramMeasured(replica, freeBytes),

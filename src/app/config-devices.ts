@@ -2,7 +2,9 @@
  * Devices and the pools that share them, compiled: the sections `devices` and `residency` of the configuration file, and
  * what is wrong with a pool's keys about memory. Called by app/config.ts and config-pools.ts.
  */
+import { dealingProblem, mixesNames } from "../domain/device-plan.ts";
 import { bytesOf, memoryDeviceOf } from "../domain/devices.ts";
+import type { PoolSpec } from "../domain/pool.ts";
 import type { ResidencyRules } from "../domain/residency-state.ts";
 import type { Problems, Segments } from "./config-problems.ts";
 import type { FilledConfigFile, FilledPool } from "./config-schema.ts";
@@ -43,6 +45,32 @@ export function compileDevices(
   };
 }
 
+/** Where a pool's replicas lie; lists of each replica's say the pool's too. */
+export function placed(pool: FilledPool): Pick<PoolSpec, "devices" | "replicaDevices"> {
+  const each = pool.replica_devices;
+  const named = pool.devices ?? [];
+  const devices = named.length === 0 && each !== null ? [...new Set(each.flat())] : named;
+  return each === null ? { devices } : { devices, replicaDevices: each };
+}
+
+/** Devices that no replica could be told to use. */
+export function checkPlacing(pool: FilledPool, path: Segments, problems: Problems): void {
+  const { devices, replicaDevices } = placed(pool);
+  const key = replicaDevices === null ? "devices" : "replica_devices";
+  const why = dealingProblem({ devices, replicaDevices, replicas: pool.replicas });
+  if (why !== null) problems.atPath([...path, key], why);
+  if (mixesNames(devices)) {
+    const message = `found ${devices.join(", ")}, expected only gpu-0, gpu-1 and so on, or only names of the engine`;
+    problems.atPath([...path, key], message);
+  }
+  replicaDevices?.forEach((list, at) => {
+    const foreign = list.filter((name) => !devices.includes(name));
+    if (foreign.length === 0) return;
+    const message = `found ${foreign.join(", ")}, which devices of the pool does not name`;
+    problems.atPath([...path, "replica_devices", at], message);
+  });
+}
+
 /** Keys of one pool that say nothing together. */
 export function checkMemoryKeys(pool: FilledPool, path: Segments, problems: Problems): void {
   if (pool.idle_unload_ms !== null && pool.preload)
@@ -51,7 +79,7 @@ export function checkMemoryKeys(pool: FilledPool, path: Segments, problems: Prob
       `found ${pool.idle_unload_ms} with preload: true, which keeps it loaded; set preload: false`,
     );
   if (pool.engine !== "openai") return;
-  for (const key of ["devices", "idle_unload_ms"] as const) {
+  for (const key of ["devices", "replica_devices", "idle_unload_ms"] as const) {
     const value = pool[key];
     if (value !== null && (!Array.isArray(value) || value.length > 0))
       problems.atPath([...path, key], "engine openai loads nothing here: leave it out", "key");

@@ -13,7 +13,7 @@ import { limits } from "../domain/limits.ts";
 import type { MockOptions, PoolSpec } from "../domain/pool.ts";
 import type { Preemption } from "../domain/preemption.ts";
 import type { Workload } from "../domain/task.ts";
-import { checkMemoryKeys } from "./config-devices.ts";
+import { checkMemoryKeys, checkPlacing, placed } from "./config-devices.ts";
 import type { ConfigFiles } from "./config-files.ts";
 import { type ModelsSpec, type RemoteModel, resolveRemoteModel } from "./config-models.ts";
 import { checkRpc, compileRemote, refuseRemoteKeys } from "./config-pools-remote.ts";
@@ -95,6 +95,7 @@ function compileNamed(pools: readonly FilledPool[], around: PoolSurroundings): P
       );
     }
     checkMemoryKeys(pool, path, problems);
+    checkPlacing(pool, path, problems);
     const own = compilers[pool.engine](pool, path, around);
     if (own !== null) specs.push({ ...common(pool), ...own });
   });
@@ -123,7 +124,7 @@ const common = (pool: FilledPool): Common => ({
   queueCapacity: pool.queue.capacity,
   fullPolicy: pool.queue.full_policy,
   price: { per1kTokensIn: pool.price.per_1k_tokens_in, per1kTokensOut: pool.price.per_1k_tokens_out },
-  devices: pool.devices ?? [],
+  ...placed(pool),
   timeouts: {
     loadMs: pool.timeouts.load_ms,
     firstTokenMs: pool.timeouts.first_token_ms,

@@ -146,6 +146,7 @@ const poolShape = (pool: PoolSpec) => ({
   env: Object.fromEntries(Object.keys(pool.env).map((name) => [name, hidden])),
   preload: pool.preload,
   devices: pool.devices,
+  replica_devices: pool.replicaDevices ?? null,
   idle_unload_ms: pool.idleUnloadMs,
   queue: { capacity: pool.queueCapacity, full_policy: pool.fullPolicy },
   timeouts: {

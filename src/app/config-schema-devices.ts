@@ -59,6 +59,14 @@ export const poolDevicesSchema = nullable(
   "Where its model lies; null or empty: every graphics card there is, else host.",
 );
 
+export const replicaDevicesSchema = nullable(
+  Type.Array(Type.Array(deviceId(), { minItems: 1, maxItems: limits.devicesMax, uniqueItems: true }), {
+    minItems: 1,
+    maxItems: limits.replicasPerPoolMax,
+  }),
+  "A list for each replica; null: the cards of devices are dealt out among the replicas.",
+);
+
 export const idleUnloadSchema = nullable(
   Type.Integer({ minimum: 0, maximum: msMax }),
   "With preload: false: unloaded after so long without a task; null: never for that.",

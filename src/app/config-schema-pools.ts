@@ -7,7 +7,12 @@ import { engineKinds } from "../domain/engine-kind.ts";
 import { limits } from "../domain/limits.ts";
 import { fullPolicies, type MockFault, remoteKinds } from "../domain/pool.ts";
 import { workloads } from "../domain/task.ts";
-import { idleUnloadSchema, mockMemorySchema, poolDevicesSchema } from "./config-schema-devices.ts";
+import {
+  idleUnloadSchema,
+  mockMemorySchema,
+  poolDevicesSchema,
+  replicaDevicesSchema,
+} from "./config-schema-devices.ts";
 import {
   integer,
   later,
@@ -136,6 +141,7 @@ export const poolSchema = Type.Object(
     ),
     replicas: integer(1, limits.replicasPerPoolMax, 1, "Engine processes."),
     devices: poolDevicesSchema,
+    replica_devices: replicaDevicesSchema,
     slots: integer(1, limits.slotsPerReplicaMax, 4, "Concurrent sequences of one replica."),
     ctx: nullable(
       Type.Integer({ minimum: 16, maximum: outer.ctxMax }),

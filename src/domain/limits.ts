@@ -46,6 +46,9 @@ export const limits = {
   maxTokensDefault: 256,
   seedMax: 2 ** 32 - 1,
 
+  /** Between two looks whether what made a start hopeless has changed; it starts once two looks see the same. */
+  changeLookMs: 1_000,
+
   // Queues
   queueCapacityDefault: 256,
   queueCapacityMax: 1_000_000,

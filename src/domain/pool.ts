@@ -93,6 +93,8 @@ export interface PoolSpec {
   readonly price: Price;
   /** Where its model lies, by name (domain/devices.ts); empty: every graphics card, else the host. */
   readonly devices: readonly string[];
+  /** Those of each replica by its number; null or absent: domain/device-plan.ts deals them out. */
+  readonly replicaDevices?: readonly (readonly string[])[] | null;
   readonly timeouts: PoolTimeouts;
   /** All attempts of a task together may run so long, ms; null: nothing bounds that. */
   readonly taskTimeoutMs: number | null;
@@ -175,14 +177,18 @@ export interface ReplicaFailure {
     | "model_missing"
     | "model_corrupt"
     | "bad_flag"
-    | "out_of_memory"
+    /** Of a graphics card, or of a server that takes a part of the model. */
+    | "out_of_gpu_memory"
+    | "out_of_host_memory"
+    /** A device that was asked for is not there, or its driver does not work. */
+    | "device_failed"
     | "bind_failed"
     | "load_timeout"
     | "warm_up_failed"
     | "crashed"
     | "exited"
     | "wedged"
-    /** A remote server does not answer. */
+    /** A remote server, or one that takes a part of the model, does not answer. */
     | "unreachable"
     /** A remote server does not take us: key, model, or what has to be known of it. */
     | "refused";

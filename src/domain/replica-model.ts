@@ -3,7 +3,7 @@
  * the numbers of its policy. Read by replica.ts, services/replica-runner.ts and the simulation.
  */
 import { assert } from "./assert.ts";
-import type { ExitFacts, FailureSubject } from "./failure-cause.ts";
+import { type ExitFacts, type FailureSubject, waitsForChange } from "./failure-cause.ts";
 import { limits } from "./limits.ts";
 import type { EngineIdentity, PoolSpec, ReplicaFailure, ReplicaState, WarmUpSpeed } from "./pool.ts";
 
@@ -15,7 +15,8 @@ export type ReplicaTimer =
   | "second_term"
   | "kill"
   | "backoff"
-  | "half_open";
+  | "half_open"
+  | "look";
 
 export interface Replica {
   readonly state: ReplicaState;
@@ -66,7 +67,8 @@ export interface RestartPolicy {
 }
 
 export type ReplicaEvent =
-  | { readonly type: "start_requested" }
+  /** anyway: also where nothing has changed since a start that was hopeless. */
+  | { readonly type: "start_requested"; readonly anyway?: boolean }
   | { readonly type: "stop_requested" }
   /** The second signal: no grace. */
   | { readonly type: "force_stop_requested" }
@@ -76,7 +78,11 @@ export type ReplicaEvent =
 /** What became of one incarnation. */
 export type ReplicaFact = { readonly incarnation: number } & (
   | { readonly type: "process_started"; readonly pid: number | null }
-  | { readonly type: "start_failed"; readonly message: string }
+  | {
+      readonly type: "start_failed";
+      readonly message: string;
+      readonly cause?: "spawn_failed" | "device_failed";
+    }
   /** Its log says that it listens: a probe now beats the next one by the clock. */
   | { readonly type: "engine_announced" }
   | { readonly type: "health_ok" }
@@ -90,8 +96,19 @@ export type ReplicaFact = { readonly incarnation: number } & (
       readonly type: "process_exited";
       readonly code: number | null;
       readonly signal: string | null;
+      readonly memoryKill?: boolean | null;
       readonly reason: ExitFacts["reason"];
       readonly logTail: readonly string[];
+    }
+  /**
+   * changed: what a start stands on is another than at the last start; steady: as it was at the last look. asked: somebody
+   * wants the pool and hears how it ends.
+   */
+  | {
+      readonly type: "looked";
+      readonly changed: boolean;
+      readonly steady: boolean;
+      readonly asked: boolean;
     }
   | { readonly type: "timer_fired"; readonly timer: ReplicaTimer; readonly logTail: readonly string[] }
 );
@@ -109,6 +126,8 @@ export type ReplicaCommand =
   | { readonly type: "remove_secrets" }
   /** The process is reaped, or never came to be: forget it, remove its socket and key files. */
   | { readonly type: "clean_up" }
+  /** Whether what a start stands on has changed: answered by `looked`. */
+  | { readonly type: "look"; readonly asked: boolean }
   | { readonly type: "report_ready"; readonly speed: WarmUpSpeed }
   | { readonly type: "report_lost"; readonly failure: ReplicaFailure | null }
   | { readonly type: "report_unavailable"; readonly failure: ReplicaFailure };
@@ -117,6 +136,36 @@ export interface ReplicaStep {
   readonly state: Replica;
   readonly commands: readonly ReplicaCommand[];
 }
+
+/** Where each state may lead; replica.ts says by what. */
+export const successors: Readonly<Record<ReplicaState, readonly ReplicaState[]>> = {
+  stopped: ["starting"],
+  starting: ["loading", "stopping", "backoff", "circuit_open"],
+  loading: ["warming", "failed", "stopping", "backoff", "circuit_open"],
+  warming: ["ready", "failed", "stopping", "backoff", "circuit_open"],
+  ready: ["busy", "failed", "stopping", "backoff"],
+  busy: ["ready", "draining", "failed", "stopping", "backoff"],
+  draining: ["stopping", "stopped"],
+  stopping: ["stopped", "starting"],
+  failed: ["backoff", "circuit_open", "stopping"],
+  backoff: ["starting", "stopped"],
+  circuit_open: ["starting", "stopped"],
+};
+
+/** A timer lives only in these states: leaving them cancels it. */
+export const timersOf: Readonly<Record<ReplicaState, readonly ReplicaTimer[]>> = {
+  stopped: [],
+  starting: [],
+  loading: ["load", "probe"],
+  warming: ["load"],
+  ready: [],
+  busy: [],
+  draining: ["drain"],
+  stopping: ["first_term", "second_term", "kill"],
+  failed: [],
+  backoff: ["backoff"],
+  circuit_open: ["half_open", "look"],
+};
 
 /** `incarnation`: of an earlier one of the same id, so that facts about that one are stale. */
 export function newReplica(incarnation = 0): Replica {
@@ -181,6 +230,16 @@ export function stopLadderMs(stopGraceMs: number): {
 /** Its slots may be leased, or still are. */
 export function isServing(replica: Pick<Replica, "state">): boolean {
   return replica.state === "ready" || replica.state === "busy" || replica.state === "draining";
+}
+
+/** Was served from and is not any more: late words about its leases are no surprise. */
+export function hasGone(replica: Replica): boolean {
+  return replica.wasReady && !isServing(replica);
+}
+
+/** Given up until something has changed. */
+export function looksForChange({ state, lastError }: Replica): boolean {
+  return state === "circuit_open" && lastError !== null && waitsForChange(lastError);
 }
 
 /** What holds in each state, whatever led there. */

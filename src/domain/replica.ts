@@ -7,13 +7,15 @@
  * ready only after a health answer and a real decode; a fact of an older incarnation changes nothing.
  */
 import { assert, assertNever } from "./assert.ts";
-import { classifyExit, failureOf, isHopeless } from "./failure-cause.ts";
+import { classifyExit, failureOf, isHopeless, waitsForChange, wedgedMessage } from "./failure-cause.ts";
 import { limits } from "./limits.ts";
 import type { EngineIdentity, ReplicaFailure, ReplicaState, WarmUpSpeed } from "./pool.ts";
 import {
   assertConsistent,
   backoffDelayMs,
+  hasGone,
   isServing,
+  looksForChange,
   type Replica,
   type ReplicaCommand,
   type ReplicaEvent,
@@ -22,6 +24,8 @@ import {
   type ReplicaStep,
   type ReplicaTimer,
   stopLadderMs,
+  successors,
+  timersOf,
 } from "./replica-model.ts";
 
 /**
@@ -37,41 +41,14 @@ import {
  * | stopping     | asked or running | first_term, second_term, kill | process_exited → stopped (→ starting if wanted again) |
  * | failed       | running, SIGKILLed |         | process_exited → backoff/circuit_open                |
  * | backoff      | none    | backoff            | its timer → starting; stop_requested → stopped               |
- * | circuit_open | none    | half_open          | its timer → starting; start_requested brings that forward    |
+ * | circuit_open | none    | half_open, or look | its timer → starting, or `looked` and changed; start_requested brings that forward |
  *
  * From starting to busy: process_exited → backoff/circuit_open; the load timer (until ready) and `wedged`
- * (once ready) → failed; stop_requested → stopping. A half-open start that fails opens the circuit again.
+ * (once ready) → failed; stop_requested → stopping. A half-open start that fails opens the circuit again. After a failure that
+ * only a change can mend (waitsForChange) the circuit stays open until something has changed.
+ *
+ * `jitter` in [0, 1) spreads the backoff; used only when this event is a failure.
  */
-const successors: Readonly<Record<ReplicaState, readonly ReplicaState[]>> = {
-  stopped: ["starting"],
-  starting: ["loading", "stopping", "backoff", "circuit_open"],
-  loading: ["warming", "failed", "stopping", "backoff", "circuit_open"],
-  warming: ["ready", "failed", "stopping", "backoff", "circuit_open"],
-  ready: ["busy", "failed", "stopping", "backoff"],
-  busy: ["ready", "draining", "failed", "stopping", "backoff"],
-  draining: ["stopping", "stopped"],
-  stopping: ["stopped", "starting"],
-  failed: ["backoff", "circuit_open", "stopping"],
-  backoff: ["starting", "stopped"],
-  circuit_open: ["starting", "stopped"],
-};
-
-/** A timer lives only in these states: leaving them cancels it. */
-const timersOf: Readonly<Record<ReplicaState, readonly ReplicaTimer[]>> = {
-  stopped: [],
-  starting: [],
-  loading: ["load", "probe"],
-  warming: ["load"],
-  ready: [],
-  busy: [],
-  draining: ["drain"],
-  stopping: ["first_term", "second_term", "kill"],
-  failed: [],
-  backoff: ["backoff"],
-  circuit_open: ["half_open"],
-};
-
-/** `jitter` in [0, 1) spreads the backoff; used only when this event is a failure. */
 export function step(
   replica: Replica,
   event: ReplicaEvent,
@@ -85,7 +62,7 @@ export function step(
   }
   switch (event.type) {
     case "start_requested":
-      return onStartRequested(replica, nowMs);
+      return onStartRequested(replica, nowMs, event.anyway ?? false);
     case "stop_requested":
       return onStopRequested(replica, policy);
     case "force_stop_requested":
@@ -95,7 +72,7 @@ export function step(
     case "process_started":
       return onProcessStarted(replica, event.pid, policy);
     case "start_failed":
-      return onStartFailed(replica, event.message, nowMs, policy, jitter);
+      return onStartFailed(replica, event, nowMs, policy, jitter);
     case "engine_announced":
       return onAnnounced(replica);
     case "health_ok":
@@ -113,7 +90,12 @@ export function step(
     case "progress_made":
       return isServing(replica) ? unchanged({ ...replica, failuresInRow: 0 }) : unchanged(replica);
     case "wedged":
-      return onWedged(replica, failureOf("wedged", event.message, nowMs, event));
+      return onWedged(
+        replica,
+        failureOf("wedged", wedgedMessage(event.message, policy.subject), nowMs, event),
+      );
+    case "looked":
+      return onLooked(replica, event, nowMs);
     case "process_exited":
       return onExited(replica, event, nowMs, policy, jitter);
     case "timer_fired":
@@ -123,10 +105,13 @@ export function step(
   }
 }
 
-function onStartRequested(replica: Replica, nowMs: number): ReplicaStep {
+function onStartRequested(replica: Replica, nowMs: number, anyway: boolean): ReplicaStep {
   if (replica.state === "stopped") return start(replica, null, { halfOpen: false });
   if (replica.state === "stopping") return unchanged({ ...replica, startAgain: true });
   if (replica.state === "circuit_open") {
+    // A try that nothing has changed for would end as the last one did.
+    if (looksForChange(replica) && !anyway)
+      return { state: replica, commands: [{ type: "look", asked: true }] };
     // Callers may ask with every task: the tries stay as far apart as the backoff wants them.
     const ms = Math.max(0, replica.retryAtMs - nowMs);
     return { state: replica, commands: [{ type: "set_timer", timer: "half_open", ms }] };
@@ -171,7 +156,7 @@ function onProcessStarted(replica: Replica, pid: number | null, policy: ReplicaP
 
 function onStartFailed(
   replica: Replica,
-  message: string,
+  { cause, message }: Extract<ReplicaFact, { type: "start_failed" }>,
   nowMs: number,
   policy: ReplicaPolicy,
   jitter: number,
@@ -180,7 +165,7 @@ function onStartFailed(
   const gone = { ...replica, process: "none" } as const;
   if (replica.state === "stopping") return stopped(gone);
   assert(replica.state === "starting", `start_failed in ${replica.state}`);
-  const failure = failureOf("spawn_failed", message, nowMs);
+  const failure = failureOf(cause ?? "spawn_failed", message, nowMs);
   return afterFailure(gone, failure, nowMs, policy, jitter, []);
 }
 
@@ -374,7 +359,9 @@ function afterFailure(
     return move(gone, "circuit_open", { ...changes, failedStartsAtMs: [], retryAtMs }, [
       ...before,
       { type: "clean_up" },
-      { type: "set_timer", timer: "half_open", ms: policy.breakerWindowMs },
+      waitsForChange(failure)
+        ? { type: "set_timer", timer: "look", ms: limits.changeLookMs }
+        : { type: "set_timer", timer: "half_open", ms: policy.breakerWindowMs },
       { type: "report_unavailable", failure },
     ]);
   }
@@ -383,6 +370,21 @@ function afterFailure(
     { type: "clean_up" },
     { type: "set_timer", timer: "backoff", ms: delayMs },
   ]);
+}
+
+function onLooked(
+  replica: Replica,
+  { changed, steady, asked }: Extract<ReplicaFact, { type: "looked" }>,
+  nowMs: number,
+): ReplicaStep {
+  // Another answer may have come before.
+  if (!looksForChange(replica) || replica.lastError === null) return unchanged(replica);
+  if (asked && !changed)
+    return { state: replica, commands: [{ type: "report_unavailable", failure: replica.lastError }] };
+  if (asked) return onStartRequested(replica, nowMs, true);
+  // A file that is being copied is left to come whole.
+  if (changed && steady) return start(replica, replica.lastError, { halfOpen: true });
+  return { state: replica, commands: [{ type: "set_timer", timer: "look", ms: limits.changeLookMs }] };
 }
 
 function onTimer(
@@ -411,16 +413,13 @@ function onTimer(
       return { state: replica, commands: [{ type: "signal", signal: "SIGKILL" }] };
     case "backoff":
       return start(replica, replica.lastError, { halfOpen: false });
+    case "look":
+      return { state: replica, commands: [{ type: "look", asked: false }] };
     case "half_open":
       return start(replica, replica.lastError, { halfOpen: true });
     default:
       return assertNever(timer, "replica timer");
   }
-}
-
-/** Was served from and is not any more: late words about its leases are no surprise. */
-function hasGone(replica: Replica): boolean {
-  return replica.wasReady && !isServing(replica);
 }
 
 function unchanged(replica: Replica): ReplicaStep {

@@ -7,13 +7,14 @@
  * the guard kills every process that carries this daemon's mark or belongs to a remembered group. `sweep()`
  * at the next start does the same for the case that the guard was killed too.
  */
-import { chmodSync, mkdirSync, realpathSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, isAbsolute, join } from "node:path";
 import { assert } from "../domain/assert.ts";
 import { OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { ProcessExit, ProcessHost, StartedProcess, StartRequest } from "../ports/process.ts";
 import type { Log } from "../ports/telemetry.ts";
+import { MemoryKills } from "./memory-kills.ts";
 import {
   bootId,
   childrenFolder,
@@ -61,6 +62,8 @@ export class BunProcessHost implements ProcessHost {
   #guard: Guard | null = null;
   #guardStarts = 0;
   #closing = false;
+  readonly #memoryKills = new MemoryKills();
+  #running = 0;
 
   /** Throws OrchestratorError when the run folder cannot be made. */
   constructor(options: BunProcessHostOptions) {
@@ -79,6 +82,9 @@ export class BunProcessHost implements ProcessHost {
   start(request: StartRequest): StartedProcess {
     this.#ensureGuard();
     const child = spawn(request, this.#mark);
+    // What others lost before any child of ours ran explains no end of ours.
+    if (this.#running === 0) this.#memoryKills.note();
+    this.#running += 1;
     const pid = child.pid;
     const startTicks = this.#startTicksOf(pid);
     const pipes = Promise.all([
@@ -98,13 +104,16 @@ export class BunProcessHost implements ProcessHost {
 
   async #ended(child: Child, startTicks: string, pipes: Promise<unknown>): Promise<ProcessExit> {
     await child.exited;
+    this.#running -= 1;
+    const killed = child.signalCode === "SIGKILL";
+    const explained = killed ? { memoryKill: this.#memoryKills.explainsOne() } : {};
     await this.#endGroup(child.pid, startTicks);
     // The last lines tell why it ended, so they come before its end is told.
     const patience = Promise.withResolvers<void>();
     const timer = setTimeout(() => patience.resolve(), drainMs);
     await Promise.race([pipes, patience.promise]);
     clearTimeout(timer);
-    if (child.signalCode !== null) return { code: null, signal: String(child.signalCode) };
+    if (child.signalCode !== null) return { code: null, signal: String(child.signalCode), ...explained };
     return { code: child.exitCode, signal: null };
   }
 
@@ -145,6 +154,10 @@ export class BunProcessHost implements ProcessHost {
       const human = `The file ${path} cannot be removed: ${error.message}`;
       this.#options.log.warn("run_file_not_removed", { path, code: error.code, human });
     }
+  }
+
+  stampOf(paths: readonly string[]): string {
+    return paths.map(stampOf).join("\n");
   }
 
   remember(started: { pid: number; startTicks: string; replicaId: string }): void {
@@ -265,6 +278,18 @@ async function pumpLines(stream: ReadableStream<Uint8Array>, onLine: (line: stri
   for await (const bytes of stream) take(decoder.decode(bytes, { stream: true }));
   take(decoder.decode());
   if (open !== "") onLine(open);
+}
+
+/** The time of the last change of the inode tells of permissions too. */
+function stampOf(path: string): string {
+  const file = path.includes("/") ? path : (Bun.which(path) ?? path);
+  try {
+    const { dev, ino, size, mtimeMs, ctimeMs, mode } = statSync(file);
+    return `${file} ${dev}:${ino} ${size} ${mtimeMs} ${ctimeMs} ${mode}`;
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    return `${file} ${error.code}`;
+  }
 }
 
 /** The disk's refusals as errors that an operator can act on. */

@@ -8,6 +8,8 @@ export interface ProcessExit {
   readonly code: number | null;
   /** e.g. "SIGKILL"; null when it exited by itself. */
   readonly signal: string | null;
+  /** Ended by the kernel because memory ran out; null or absent: it does not tell. Only where signal is SIGKILL. */
+  readonly memoryKill?: boolean | null;
 }
 
 export interface StartedProcess {
@@ -34,6 +36,11 @@ export interface ProcessHost {
   /** Writes a file atomically with mode 0600, creating its folder (0700). */
   writeSecret(path: string, content: string): void;
   removeFile(path: string): void;
+  /**
+   * What lies at these paths, in one text that differs once a file comes, goes, or is written anew; a name without a slash is
+   * a program on PATH. Never throws: what cannot be seen is said in the text.
+   */
+  stampOf(paths: readonly string[]): string;
   /** Remembers a started process, so that a later daemon can sweep it if this one dies by kill -9. */
   remember(process: { pid: number; startTicks: string; replicaId: string }): void;
   forget(pid: number): void;

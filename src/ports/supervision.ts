@@ -60,6 +60,8 @@ export interface GenerationControl {
   discard(poolId: string): Promise<void>;
   /** Resolves when the serving generation is reaped. It starts again only after `unpark`. */
   park(poolId: string): Promise<void>;
+  /** Its replicas that were given up are tried once more, no closer than the backoff, whether or not anything has changed. */
+  retryPool(poolId: string): void;
   /** What was parked starts again. */
   unpark(poolId: string): void;
 }

@@ -36,6 +36,8 @@ export interface PoolDrainsDeps {
   readonly slotsBusy: (poolId: string) => number;
   /** Resolves once the scheduler has decided it. */
   readonly tell: (event: SchedulerEvent) => Promise<void>;
+  /** Engines of the pool that were given up are tried again. */
+  readonly retry: (poolId: string) => void;
 }
 
 export class PoolDrains {
@@ -104,8 +106,9 @@ export class PoolDrains {
     await tell({ type: "pool_held", poolId, by: "drain" });
   }
 
-  /** It starts what waits. Nothing happens where it is not drained. @throws STORAGE_UNAVAILABLE */
+  /** It starts what waits; engines that were given up are tried again, drained or not. @throws STORAGE_UNAVAILABLE */
   async resume(poolId: string): Promise<void> {
+    this.deps.retry(poolId);
     if (!this.#drained.has(poolId)) return;
     this.#edge(() => this.deps.store.remove(poolId));
     this.#drained.delete(poolId);

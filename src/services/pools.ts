@@ -4,8 +4,10 @@
  *
  * Always: looking changes nothing and starts nothing; the order of pools is that of the configuration.
  */
+
 import { closest } from "fastest-levenshtein";
 import { assert } from "../domain/assert.ts";
+import { devicesOfReplica, replicaNumberOf } from "../domain/device-plan.ts";
 import type { EngineKind } from "../domain/engine-kind.ts";
 import { OrchestratorError } from "../domain/errors.ts";
 import type {
@@ -102,6 +104,8 @@ export interface ReplicaHealth {
   readonly slotsBusy: number;
   readonly restarts: number;
   readonly lastError: ReplicaFailure | null;
+  /** As the configuration names them; none: whatever its engine finds. */
+  readonly devices: readonly string[];
   /** Null: nobody tells it, and a guess would be worse. */
   readonly vramUsedBytes: number | null;
 }
@@ -182,6 +186,7 @@ export class Pools {
         slotsBusy: this.deps.queues.slotsBusy(replica.replicaId),
         restarts: replica.restarts,
         lastError: replica.lastError,
+        devices: devicesOfReplica(pool, replicaNumberOf(replica.replicaId)),
         vramUsedBytes: this.deps.gpus?.vramUsedBytes(replica.replicaId) ?? null,
       })),
       queue: this.deps.queues.depth(id),

@@ -28,11 +28,12 @@ import {
   isEngineError,
   type LaunchPlan,
 } from "../ports/engine.ts";
-import type { ProcessHost, StartedProcess } from "../ports/process.ts";
+import type { ProcessExit, ProcessHost, StartedProcess } from "../ports/process.ts";
 import type { ModelGate } from "../ports/supervision.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import { LogTail } from "./log-tail.ts";
 import { replicaSentence } from "./replica-sentence.ts";
+import { StartInputs } from "./start-inputs.ts";
 
 export interface RunnerPorts {
   readonly clock: Clock;
@@ -80,6 +81,7 @@ export class ReplicaRunner {
   readonly #policy: ReplicaPolicy;
   readonly #hooks: RunnerHooks;
   readonly #tail = new LogTail();
+  readonly #inputs: StartInputs;
   readonly #timers = new Map<ReplicaTimer, Timer>();
   readonly #inbox: ReplicaEvent[] = [];
   #handling = false;
@@ -102,6 +104,7 @@ export class ReplicaRunner {
     this.#adapter = adapter;
     this.#policy = policy;
     this.#ports = ports;
+    this.#inputs = new StartInputs(pool, ports.processes, ports.models ?? null);
     this.#hooks = hooks;
   }
 
@@ -197,6 +200,14 @@ export class ReplicaRunner {
       case "clean_up":
         this.#cleanUp();
         break;
+      case "look":
+        this.send({
+          type: "looked",
+          incarnation: this.#state.incarnation,
+          ...this.#inputs.look(),
+          asked: command.asked,
+        });
+        break;
       case "report_ready":
         this.#hooks.ready(this, this.#current().client, command.speed);
         break;
@@ -223,11 +234,13 @@ export class ReplicaRunner {
       this.#ports.metrics.restart(labels);
     }
     this.#tail.beginIncarnation();
+    this.#inputs.note();
     try {
       this.#run = this.#launch(incarnation);
     } catch (error) {
       if (!isOrchestratorError(error)) throw error;
-      this.send({ type: "start_failed", incarnation, message: error.message });
+      const cause = error.details?.cause === "device_failed" ? "device_failed" : "spawn_failed";
+      this.send({ type: "start_failed", incarnation, message: error.message, cause });
       return;
     }
     this.send({ type: "process_started", incarnation, pid: this.#run.process?.pid ?? null });
@@ -286,11 +299,7 @@ export class ReplicaRunner {
     }
   }
 
-  #ended(
-    incarnation: number,
-    exit: { code: number | null; signal: string | null },
-    reason: string | EngineEnd | null,
-  ): void {
+  #ended(incarnation: number, exit: ProcessExit, reason: string | EngineEnd | null): void {
     // An engine inside this process may tell of its end after we ended it.
     if (this.#run?.incarnation !== incarnation || this.#state.process !== "running") return;
     this.send({ type: "process_exited", incarnation, ...exit, reason, logTail: this.recentLines() });

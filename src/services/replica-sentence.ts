@@ -1,5 +1,6 @@
 /** One short sentence for people about a change of a replica's state: the `human` field of its log line. */
 import { assertNever } from "../domain/assert.ts";
+import { waitsForChange } from "../domain/failure-cause.ts";
 import type { Replica } from "../domain/replica-model.ts";
 
 export function replicaSentence(
@@ -39,7 +40,9 @@ export function replicaSentence(
     case "backoff":
       return `Replica ${replicaId} will be started again: ${said}.`;
     case "circuit_open":
-      return `Replica ${replicaId} is given up for now: ${said}.`;
+      return after.lastError !== null && waitsForChange(after.lastError)
+        ? `Replica ${replicaId} is not started again before something has changed: ${said}.`
+        : `Replica ${replicaId} is given up for now: ${said}.`;
     default:
       return assertNever(after.state, "replica state");
   }

@@ -93,6 +93,12 @@ export class Supervisor implements ReplicaControl, GenerationControl {
     for (const runner of this.#ofPool(poolId)) runner.send({ type: "start_requested" });
   }
 
+  retryPool(poolId: string): void {
+    if (this.#stopping || this.#parked.has(poolId)) return;
+    for (const runner of this.#ofPool(poolId))
+      if (runner.state === "circuit_open") runner.send({ type: "start_requested", anyway: true });
+  }
+
   snapshots(poolId: string): readonly ReplicaSnapshot[] {
     const retired = this.#retired.get(poolId) ?? [];
     return [...this.#ofPool(poolId), ...retired].map((runner) => runner.snapshot());

@@ -105,7 +105,7 @@ describe("the newest identity", () => {
 test("the newest failure is the one that happened last", () => {
   expect(newestFailure([{ lastError: null }])).toBeNull();
   const old = failure({ atMs: 1 });
-  const recent = failure({ atMs: 2, cause: "out_of_memory" });
+  const recent = failure({ atMs: 2, cause: "out_of_host_memory" });
   expect(newestFailure([{ lastError: recent }, { lastError: null }, { lastError: old }])).toBe(recent);
 });
 

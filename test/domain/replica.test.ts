@@ -1,6 +1,7 @@
 /** The replica machine: tables for each path. Walks through arbitrary facts are in replica-walks.test.ts. */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
+import { limits } from "../../src/domain/limits.ts";
 import { step } from "../../src/domain/replica.ts";
 import {
   backoffDelayMs,
@@ -217,6 +218,13 @@ describe("the breaker", () => {
     );
   };
 
+  /** The circuit is open after three failures that may pass. */
+  const storm = (nowMs = 0) => {
+    let next = failStart(newReplica(), nowMs);
+    for (let n = 0; n < 2; n += 1) next = failStart(next.state, nowMs);
+    return next;
+  };
+
   test("opens after three starts in its window that never became ready", () => {
     let state = newReplica();
     const seen: string[] = [];
@@ -265,28 +273,65 @@ describe("the breaker", () => {
     expect(types(spawn.commands)).toContain("clean_up");
   });
 
+  test("opened by what only a change can mend, it stays open until something has changed", () => {
+    const open = failStart(newReplica(), 0, ["error: invalid argument: --frobnicate"]);
+    expect(timersSet(open.commands)).toMatchObject({ look: limits.changeLookMs });
+    expect(timersSet(open.commands).half_open).toBeUndefined();
+    const due: ReplicaEvent = { type: "timer_fired", incarnation: 1, timer: "look", logTail: [] };
+    expect(after(open.state, [due], 1_000)).toEqual({
+      state: open.state,
+      commands: [{ type: "look", asked: false }],
+    });
+    const looked = (changed: boolean, steady: boolean, isAsked = false) =>
+      after(open.state, [{ type: "looked", incarnation: 1, changed, steady, asked: isAsked }], 1_000);
+    for (const [changed, steady] of [
+      [false, true],
+      [false, false],
+      // A file that is being copied is left to come whole.
+      [true, false],
+    ] as const) {
+      const same = looked(changed, steady);
+      expect([same.state.state, timersSet(same.commands)]).toEqual([
+        "circuit_open",
+        { look: limits.changeLookMs },
+      ]);
+    }
+    const other = looked(true, true);
+    expect(other.state).toMatchObject({ state: "starting", halfOpen: true, incarnation: 2, restarts: 1 });
+    expect(other.commands[0]).toEqual({ type: "cancel_timer", timer: "half_open" });
+    const late = { type: "looked", incarnation: 1, changed: true, steady: true, asked: false } as const;
+    expect(after(other.state, [late]).commands).toEqual([]);
+    // Who asks for the pool hears that it is as it was, or has it tried, no closer than the backoff.
+    const task = after(open.state, [{ type: "start_requested" }], 90_000);
+    expect(task.commands).toEqual([{ type: "look", asked: true }]);
+    expect(types(looked(false, true, true).commands)).toEqual(["report_unavailable"]);
+    expect(timersSet(looked(true, false, true).commands)).toEqual({ half_open: 0 });
+    const asked = after(open.state, [{ type: "start_requested", anyway: true }], 90_000);
+    expect(timersSet(asked.commands)).toEqual({ half_open: 0 });
+  });
+
   test("half-opens after its window: one try, then open again or ready for good", () => {
-    const open = failStart(newReplica(), 0, ["error: invalid argument: --x"]);
+    const open = storm();
     expect(timersSet(open.commands).half_open).toBe(60_000);
-    const half: ReplicaEvent = { type: "timer_fired", incarnation: 1, timer: "half_open", logTail: [] };
+    const half: ReplicaEvent = { type: "timer_fired", incarnation: 3, timer: "half_open", logTail: [] };
     const tried = after(open.state, [half], 60_000);
     expect(tried.state).toMatchObject({ state: "starting", halfOpen: true });
-    const started: ReplicaEvent = { type: "process_started", incarnation: 2, pid: 1 };
-    expect(after(tried.state, [started, { ...died, incarnation: 2 }], 60_010).state.state).toBe(
+    const started: ReplicaEvent = { type: "process_started", incarnation: 4, pid: 1 };
+    expect(after(tried.state, [started, { ...died, incarnation: 4 }], 60_010).state.state).toBe(
       "circuit_open",
     );
     const ready = after(tried.state, [
       started,
-      { type: "health_ok", incarnation: 2 },
-      { type: "warm_up_done", incarnation: 2, identity: identity(), speed },
+      { type: "health_ok", incarnation: 4 },
+      { type: "warm_up_done", incarnation: 4, identity: identity(), speed },
     ]);
-    expect(after(ready.state, [{ ...died, incarnation: 2 }]).state.state).toBe("backoff");
+    expect(after(ready.state, [{ ...died, incarnation: 4 }]).state.state).toBe("backoff");
   });
 
   test("asking for the pool brings the try forward, no closer than the backoff", () => {
-    const open = failStart(newReplica(), 1000, ["error: invalid argument: --x"]);
+    const open = storm(1000);
     const soon = after(open.state, [{ type: "start_requested" }], 1010);
-    expect(soon.commands).toEqual([{ type: "set_timer", timer: "half_open", ms: 40 }]);
+    expect(soon.commands).toEqual([{ type: "set_timer", timer: "half_open", ms: 190 }]);
     const late = after(open.state, [{ type: "start_requested" }], 9000);
     expect(late.commands).toEqual([{ type: "set_timer", timer: "half_open", ms: 0 }]);
   });

@@ -197,7 +197,7 @@ describe("an engine that crashes", () => {
     for (const poolId of ["chat", "embedding"])
       expect(await theReplica(daemon, poolId)).toMatchObject({
         restarts: 1,
-        last_error: { cause: "wedged" },
+        last_error: { cause: "wedged", message: expect.stringContaining("timeouts.inter_token_ms") },
       });
     expect(stopped.filter(isRunning)).toEqual([]);
     // The watchdog, the time in which the engine may still free the slot, and a start.

@@ -116,7 +116,7 @@ describe("its group", () => {
     await waitFor(() => child.lines.filter((line) => line === "ignored SIGTERM").length === 2);
     expect([isRunning(child.pid), isRunning(grandchild)]).toEqual([true, true]);
     child.signalGroup("SIGKILL");
-    expect(await child.exited).toEqual({ code: null, signal: "SIGKILL" });
+    expect(await child.exited).toMatchObject({ code: null, signal: "SIGKILL" });
     expect(isRunning(grandchild)).toBe(false);
   });
 

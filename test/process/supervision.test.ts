@@ -190,7 +190,7 @@ describe("failures", () => {
   test("out of memory is told apart and tried again", async () => {
     begin("out-of-memory");
     await waitFor(() => replica().state === "circuit_open", 10_000);
-    expect(replica().lastError?.cause).toBe("out_of_memory");
+    expect(replica().lastError?.cause).toBe("out_of_host_memory");
     expect(replica().incarnation).toBe(3);
   });
 

@@ -29,6 +29,7 @@ async function started(options: RigOptions = {}, kept = new MemoryRecords<DrainR
     isReloading: () => false,
     slotsBusy: (poolId) => rig.dispatcher.view.slotsBusyIn(poolId),
     tell: (event) => rig.dispatcher.tell(event),
+    retry: (poolId) => rig.supervisor.retryPool(poolId),
   });
 }
 

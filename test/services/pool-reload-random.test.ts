@@ -84,6 +84,7 @@ async function live(seed: number): Promise<{ reloads: number; failed: number; en
     isReloading: (poolId) => reloads.isReloading(poolId),
     slotsBusy: (poolId) => rig.dispatcher.view.slotsBusyIn(poolId),
     tell: (event) => rig.dispatcher.tell(event),
+    retry: (poolId) => rig.supervisor.retryPool(poolId),
   });
   const records: TaskRecord[] = [];
   const task = (): void => {

@@ -51,7 +51,7 @@ const backingOff = snapshot({
   replicaId: "chat-1",
   state: "backoff",
   restarts: 3,
-  lastError: failure({ cause: "out_of_memory", signal: "SIGKILL", exitCode: null, atMs: 5 }),
+  lastError: failure({ cause: "out_of_host_memory", signal: "SIGKILL", exitCode: null, atMs: 5 }),
 });
 
 function poolsShowing(control = new ShownReplicas().show("chat", ready, backingOff)) {
@@ -115,6 +115,7 @@ describe("the health of a pool", () => {
           slotsBusy: 3,
           restarts: 0,
           lastError: null,
+          devices: [],
           vramUsedBytes: null,
         },
         {
@@ -125,6 +126,7 @@ describe("the health of a pool", () => {
           slotsBusy: 0,
           restarts: 3,
           lastError: backingOff.lastError,
+          devices: [],
           vramUsedBytes: null,
         },
       ],

@@ -81,6 +81,7 @@ export const noProcesses: ProcessHost = {
   start: noProcess,
   writeSecret: noProcess,
   removeFile: noProcess,
+  stampOf: () => "",
   remember: noProcess,
   forget: noProcess,
   sweep: noProcess,

@@ -1,5 +1,7 @@
 /** The supervisor over a virtual clock, scripted processes and a scripted engine. */
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { OrchestratorError } from "../../src/domain/errors.ts";
+import { limits } from "../../src/domain/limits.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import { Supervisor } from "../../src/services/supervisor.ts";
 import {
@@ -27,6 +29,8 @@ let listener: RecordingListener;
 let log: RecordingLog;
 let metrics: RestartMetrics;
 let supervisor: Supervisor;
+/** Why the catalog lets no file be loaded. */
+let distrust: string | null;
 
 beforeEach(() => {
   clock = new VirtualClock();
@@ -36,6 +40,10 @@ beforeEach(() => {
   listener = new RecordingListener();
   log = new RecordingLog();
   metrics = new RestartMetrics();
+  distrust = null;
+  const gate = (): void => {
+    if (distrust !== null) throw new OrchestratorError("POOL_UNAVAILABLE", distrust);
+  };
   supervisor = new Supervisor({
     clock,
     entropy: new SeededEntropy(7),
@@ -47,6 +55,7 @@ beforeEach(() => {
     log,
     metrics: metrics.asMetrics(),
     runDir,
+    models: { gate, prepare: () => null },
     restart: { backoffMs: 250, backoffMaxMs: 30_000, breakerFailures: 3, breakerWindowMs: 60_000 },
   });
 });
@@ -201,7 +210,7 @@ describe("restarting", () => {
     processes.last.says("fine");
     processes.last.exit({ code: null, signal: "SIGSEGV" });
     await clock.advance(0);
-    expect(listener.lost.map(({ failure }) => failure?.cause)).toEqual(["out_of_memory", "crashed"]);
+    expect(listener.lost.map(({ failure }) => failure?.cause)).toEqual(["out_of_host_memory", "crashed"]);
     expect(supervisor.logTail("chat-0")).toEqual(["std::bad_alloc", "fine"]);
   });
 
@@ -243,18 +252,56 @@ describe("restarting", () => {
     expect(processes.started.length).toBe(starts);
     llama.behaviour.health = "ok";
     await clock.advance(30_000);
+    expect([stateOf("chat", 0), stateOf("chat", 1)]).toEqual(["ready", "circuit_open"]);
+    processes.outside = "another build of the engine";
+    await clock.advance(2 * limits.changeLookMs);
     expect([stateOf("chat", 0), stateOf("chat", 1)]).toEqual(["ready", "ready"]);
   });
 
-  test("a missing program opens the circuit at once; asking for the pool tries again", async () => {
+  test("a missing program opens the circuit at once; it is tried again once it is there, whole (ORCHD-POOL-6)", async () => {
     processes.refusal = "cannot start engine: not found (ENOENT)";
-    await begin(spawned());
+    await begin(spawned({ engineBin: "/opt/engine", args: ["--lora=/m/a.gguf", "-fa", "on"] }));
     expect(listener.unavailable[0]?.failure).toMatchObject({ cause: "spawn_failed" });
-    processes.refusal = null;
+    expect(processes.stamped.at(-1)).toEqual(["/opt/engine", "/m.gguf", "/m/a.gguf"]);
     for (let n = 0; n < 100; n += 1) supervisor.ensurePool("chat");
-    await clock.advance(250);
+    await clock.advance(3_600_000);
+    expect(llama.plans).toBe(1);
+    processes.refusal = null;
+    for (const outside of ["half of it", "more of it", "all of it"]) {
+      processes.outside = outside;
+      await clock.advance(limits.changeLookMs);
+      expect(stateOf("chat")).toBe("circuit_open");
+    }
+    await clock.advance(limits.changeLookMs);
     expect(stateOf("chat")).toBe("ready");
     expect(processes.started.length).toBe(1);
+  });
+
+  test("given up for good, it is tried once more when the operator asks, and then as seldom as before", async () => {
+    processes.refusal = "cannot start engine: not found (ENOENT)";
+    await begin(spawned());
+    supervisor.retryPool("chat");
+    await clock.advance(60_000);
+    expect(llama.plans).toBe(2);
+    processes.refusal = null;
+    supervisor.retryPool("chat");
+    await clock.advance(60_000);
+    expect(stateOf("chat")).toBe("ready");
+    // One that serves is left alone.
+    supervisor.retryPool("chat");
+    await clock.advance(60_000);
+    expect(llama.plans).toBe(3);
+  });
+
+  test("what the catalog says of the model counts as well", async () => {
+    distrust = "the model chat was not verified";
+    await begin(spawned());
+    expect(listener.unavailable[0]?.failure.message).toContain("not verified");
+    await clock.advance(60_000);
+    expect(processes.started).toEqual([]);
+    distrust = null;
+    await clock.advance(2 * limits.changeLookMs);
+    expect(stateOf("chat")).toBe("ready");
   });
 
   test("a wedged engine is killed and replaced", async () => {
@@ -263,7 +310,10 @@ describe("restarting", () => {
     expect(stateOf("chat")).toBe("busy");
     processes.last.diesOf = ["SIGKILL"];
     supervisor.reportWedged("chat-0", 1, "no token for 20 s");
-    expect(listener.lost[0]?.failure).toMatchObject({ cause: "wedged", message: "no token for 20 s" });
+    expect(listener.lost[0]?.failure).toMatchObject({
+      cause: "wedged",
+      message: expect.stringMatching(/no token for 20 s.*raise "timeouts\.first_token_ms"/),
+    });
     // Late words of the same incarnation, and words of one long gone.
     supervisor.noteSlotsBusy("chat-0", 1, 0);
     supervisor.reportWedged("chat-0", 1, "again");

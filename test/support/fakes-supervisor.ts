@@ -83,6 +83,13 @@ export class FakeProcessHost implements ProcessHost {
   removeFile(path: string): void {
     this.files.delete(path);
   }
+  /** What lies elsewhere; a test changes it. */
+  outside = "";
+  readonly stamped: (readonly string[])[] = [];
+  stampOf(paths: readonly string[]): string {
+    this.stamped.push(paths);
+    return this.outside;
+  }
   remember(process: { pid: number; startTicks: string; replicaId: string }): void {
     if (this.diskFull) throw new OrchestratorError("POOL_UNAVAILABLE", "no space left on device");
     this.remembered.set(process.pid, process.replicaId);

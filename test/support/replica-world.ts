@@ -4,6 +4,7 @@
  * happen now. It checks what always holds with its own bookkeeping, not with the machine's.
  */
 import { assert } from "../../src/domain/assert.ts";
+import { limits } from "../../src/domain/limits.ts";
 import type { EngineIdentity } from "../../src/domain/pool.ts";
 import { step } from "../../src/domain/replica.ts";
 import {
@@ -16,7 +17,13 @@ import {
 } from "../../src/domain/replica-model.ts";
 
 export const replicaPolicy: ReplicaPolicy = {
-  subject: { id: "chat", modelRef: "file:m.gguf", modelPath: "/m.gguf", engineBin: "/bin/llama-server" },
+  subject: {
+    id: "chat",
+    modelRef: "file:m.gguf",
+    modelPath: "/m.gguf",
+    engineBin: "/bin/llama-server",
+    rpc: [],
+  },
   slots: 4,
   loadMs: 10_000,
   stopGraceMs: 5_000,
@@ -30,7 +37,7 @@ export type Choice = number;
 
 /** What is on its way to the machine and of which incarnation. */
 interface Answer {
-  readonly kind: "probe" | "warm_up";
+  readonly kind: "probe" | "warm_up" | "look";
   readonly incarnation: number;
 }
 
@@ -158,6 +165,9 @@ export class ReplicaWorld {
       const ok = detail % 2 === 0;
       if (current && ok) this.#healthy = true;
       this.#send({ type: ok ? "health_ok" : "health_pending", incarnation });
+    } else if (kind === "look") {
+      const steady = detail % 3 === 0;
+      this.#send({ type: "looked", incarnation, changed: detail % 2 === 0, steady, asked: detail % 5 === 0 });
     } else if (detail % 4 === 1) {
       this.#send({ type: "warm_up_failed", incarnation, message: "nonsense", logTail: [] });
     } else {
@@ -228,6 +238,10 @@ export class ReplicaWorld {
         assert(!this.#awaits("probe"), "one probe at a time");
         this.#answers.push({ kind: "probe", incarnation: this.#incarnation });
         return;
+      case "look":
+        assert(this.#process === "none", "nobody looks while something runs");
+        this.#answers.push({ kind: "look", incarnation: this.#incarnation });
+        return;
       case "warm_up":
         assert(this.#healthy && !this.#awaits("warm_up"), "one warm-up, after a health answer");
         this.#answers.push({ kind: "warm_up", incarnation: this.#incarnation });
@@ -275,6 +289,7 @@ export class ReplicaWorld {
     if (timer === "backoff") {
       assert(ms >= this.#policy.backoffMs / 2 && ms <= this.#policy.backoffMaxMs, `backoff of ${ms} ms`);
     }
+    if (timer === "look") assert(ms === limits.changeLookMs, `looks after ${ms} ms`);
     if (timer === "half_open") assert(ms <= this.#policy.breakerWindowMs, `half open after ${ms} ms`);
     if (timer === "kill") assert(ms <= this.#policy.stopGraceMs, `killed after ${ms} ms`);
   }

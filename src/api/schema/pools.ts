@@ -23,7 +23,9 @@ export const ReplicaError = strict(
       "model_missing",
       "model_corrupt",
       "bad_flag",
-      "out_of_memory",
+      "out_of_gpu_memory",
+      "out_of_host_memory",
+      "device_failed",
       "bind_failed",
       "load_timeout",
       "warm_up_failed",
@@ -87,6 +89,9 @@ export const ReplicaHealth = strict(
     slots_busy: count("How many of them are leased."),
     restarts: count("Times it was started again after a failure."),
     last_error: nullable(ReplicaError, "Why it was last not there."),
+    devices: Type.Array(Type.String(), {
+      description: "Where it computes, as the configuration names it; empty: whatever its engine finds.",
+    }),
     vram_used_bytes: nullable(
       count("Bytes that it takes of all graphics cards together."),
       "Null where no graphics card tells it: never invented.",

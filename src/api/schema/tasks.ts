@@ -88,7 +88,7 @@ export const PlacementRequest = strict(
         minItems: 1,
         maxItems: limits.deviceNumberMax + 1,
         description:
-          "Device numbers: only pools all of whose devices are among these run the task. No pool can name its devices in this version: any mask leaves none, and the task is refused with REPLICA_EXHAUSTED.",
+          "Numbers of graphics cards, N for gpu-N: only pools that name their devices, all of them cards among these, run the task.",
       }),
     ),
     allow_fallback: Type.Optional(

@@ -7,6 +7,7 @@
  */
 import { join } from "node:path";
 import { assert } from "../../domain/assert.ts";
+import type { DevicePlan } from "../../domain/device-plan.ts";
 import { limits } from "../../domain/limits.ts";
 import type { PoolSpec } from "../../domain/pool.ts";
 import type { Workload } from "../../domain/task.ts";
@@ -36,6 +37,8 @@ export interface LaunchInput {
   readonly hardwareThreads: number;
   /** There seems to be a GPU. */
   readonly accelerated: boolean;
+  /** Cards that it is to use or not to see; absent: nothing is said of them. */
+  readonly devices?: DevicePlan;
   /** Path of util-linux's setpriv, or null. */
   readonly setpriv: string | null;
 }
@@ -69,6 +72,7 @@ export function launch(input: LaunchInput): Launch {
     // One slot's overflow must not end the others' streams: each has its own part of the cache.
     ...["-np", String(pool.slots), "--no-kv-unified", "-c", String(pool.slots * ctx)],
     ...(pool.rpc.length === 0 ? [] : ["--rpc", pool.rpc.join(",")]),
+    ...(input.devices?.args ?? []),
     ...["--cache-ram", String(cacheRamMib)],
     // Without it the engine does not erase a slot either; nothing is ever saved there.
     ...["--slot-save-path", input.runDir],
@@ -101,7 +105,10 @@ export function contextPerSlot(asked: number | null, header: GgufHeader | null):
 function batchFlags(input: LaunchInput, workload: Workload, ctx: number): string[] {
   if (workload === "completion") {
     // All slots' next tokens must fit in one batch.
-    const tokens = Math.max(input.pool.slots, batchTokens[input.accelerated ? "accelerated" : "plain"]);
+    const tokens = Math.max(
+      input.pool.slots,
+      batchTokens[input.accelerated && input.devices?.hostOnly !== true ? "accelerated" : "plain"],
+    );
     return ["-b", String(tokens)];
   }
   const batch = String(Math.max(batchTokens.accelerated, Math.min(ctx, ctxUnaskedMax)));
@@ -151,5 +158,5 @@ function environment(input: LaunchInput): Record<string, string> {
     if (passedNames.has(name) || passedPrefixes.some((prefix) => name.startsWith(prefix))) env[name] = value;
   }
   // An abort with a debugger's backtrace takes a quarter of a second longer.
-  return { ...env, GGML_NO_BACKTRACE: "1", ...input.pool.env };
+  return { ...env, ...input.devices?.env, GGML_NO_BACKTRACE: "1", ...input.pool.env };
 }

@@ -2,9 +2,17 @@
  * The llama.cpp adapter: plans how a llama-server process is started for a replica, and makes its client. The
  * supervisor calls `plan` anew for every start, so each incarnation has its own key.
  */
-import { existsSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { AssertionError, assert } from "../../domain/assert.ts";
+import {
+  type Card,
+  type DevicePlan,
+  devicesOfReplica,
+  planDevices,
+  replicaNumberOf,
+} from "../../domain/device-plan.ts";
+import { OrchestratorError } from "../../domain/errors.ts";
 import type { PoolSpec } from "../../domain/pool.ts";
 import type { Clock, Entropy } from "../../ports/clock.ts";
 import type { EngineAdapter, EngineClient, LaunchPlan } from "../../ports/engine.ts";
@@ -21,6 +29,8 @@ export interface LlamaCppAdapterOptions {
   readonly clock: Clock;
   readonly entropy: Entropy;
   readonly log: Log;
+  /** The cards that answer now; absent: none. */
+  readonly cards?: () => readonly Card[];
 }
 
 export class LlamaCppAdapter implements EngineAdapter {
@@ -28,6 +38,7 @@ export class LlamaCppAdapter implements EngineAdapter {
   readonly #clock: Clock;
   readonly #entropy: Entropy;
   readonly #log: Log;
+  readonly #cards: () => readonly Card[];
   readonly #setpriv = Bun.which("setpriv");
   readonly #accelerated =
     process.platform === "darwin" || acceleratorDevices.some((path) => existsSync(path));
@@ -36,6 +47,7 @@ export class LlamaCppAdapter implements EngineAdapter {
     this.#clock = options.clock;
     this.#entropy = options.entropy;
     this.#log = options.log;
+    this.#cards = options.cards ?? (() => []);
   }
 
   plan(pool: PoolSpec, replicaId: string, runDir: string): LaunchPlan {
@@ -49,6 +61,7 @@ export class LlamaCppAdapter implements EngineAdapter {
       env: process.env,
       hardwareThreads: availableParallelism(),
       accelerated: this.#accelerated,
+      devices: this.#devices(pool, replicaId),
       setpriv: this.#setpriv,
     });
     return {
@@ -58,6 +71,22 @@ export class LlamaCppAdapter implements EngineAdapter {
       socketPaths: socketPath === null ? [] : [socketPath],
       connect: () => new LlamaCppClient({ clock: this.#clock, key, socketPath, workload }),
     };
+  }
+
+  /** @throws POOL_UNAVAILABLE where a card that the pool names is not there */
+  #devices(pool: PoolSpec, replicaId: string): DevicePlan {
+    const plan = planDevices({
+      devices: devicesOfReplica(pool, replicaNumberOf(replicaId)),
+      cards: this.#cards,
+      args: pool.args,
+      modelBytes: sizeOf(pool.modelPath),
+    });
+    if (!("problem" in plan)) return plan;
+    const message = `${plan.problem}: correct "devices" of pool ${pool.id}, or see to the card and restart the daemon`;
+    throw new OrchestratorError("POOL_UNAVAILABLE", message, {
+      poolId: pool.id,
+      details: { cause: "device_failed" },
+    });
   }
 
   connectInProcess(): EngineClient {
@@ -75,4 +104,9 @@ export class LlamaCppAdapter implements EngineAdapter {
       return null;
     }
   }
+}
+
+/** Null where there is none: the engine then says why. A model in several files is taken for its first one's size. */
+function sizeOf(path: string | null): number | null {
+  return path === null ? null : (statSync(path, { throwIfNoEntry: false })?.size ?? null);
 }
