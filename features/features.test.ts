@@ -8,6 +8,7 @@ import { join } from "node:path";
 import "./steps/answer.steps.ts";
 import "./steps/artifact.steps.ts";
 import "./steps/catalog.steps.ts";
+import "./steps/config.steps.ts";
 import "./steps/daemon.steps.ts";
 import "./steps/llama-server.steps.ts";
 import "./steps/pool-control.steps.ts";

@@ -15,6 +15,7 @@ import {
   newFolder,
   type RunningDaemon,
   removeFolder,
+  replaceConfig,
   type Setting,
   startDaemon,
   startLoggingDaemon,
@@ -120,6 +121,11 @@ export class World {
 
   #allSettings(): MutableSettings {
     return { ...this.settings, pools: this.pools };
+  }
+
+  /** Another configuration for the daemon that runs: the file is replaced, as an editor does. */
+  reconfigure(more: MutableSettings | string): void {
+    replaceConfig(typeof more === "string" ? more : { ...this.#allSettings(), ...more }, this.#folder);
   }
 
   log(): LoggingDaemon {

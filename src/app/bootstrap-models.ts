@@ -11,11 +11,13 @@ import { Catalog } from "../services/catalog.ts";
 import { ModelDigests } from "../services/model-digests.ts";
 import { PoolModels } from "../services/pool-models.ts";
 import type { Config } from "./config.ts";
-import { allowedOf } from "./config-models.ts";
+import type { Rules } from "./live-settings.ts";
 import { StartError } from "./start-error.ts";
 
 export interface CatalogParts {
   readonly config: Config;
+  /** As they are now. */
+  readonly rules: Rules["models"];
   readonly clock: Clock;
   readonly entropy: Entropy;
   readonly log: Log;
@@ -24,25 +26,28 @@ export interface CatalogParts {
 }
 
 /** Started; `stop` ends it. @throws StartError that names the file and says what to do. */
-export function openCatalog({ config, clock, entropy, log, metrics, onFatal }: CatalogParts): {
+export function openCatalog({ config, rules, clock, entropy, log, metrics, onFatal }: CatalogParts): {
   readonly catalog: Catalog;
   readonly poolModels: PoolModels;
   readonly files: LocalModelFiles;
   readonly digests: ModelDigests;
   readonly stop: () => Promise<void>;
 } {
-  const { dir, roots, fetch, trust } = config.models;
-  const allowed = allowedOf(config.models);
-  const files = new LocalModelFiles({ dir, roots, headerProblem });
+  const files = new LocalModelFiles(rules, headerProblem);
   try {
     const catalog = new Catalog({
       store: new SqliteModelCatalog(join(config.stateDir, "models.sqlite")),
-      source: new HttpModelSource({ clock, entropy, allowed, headerProblem }),
+      source: new HttpModelSource({
+        ...{ clock, entropy, headerProblem },
+        get allowed() {
+          return rules.allowed;
+        },
+      }),
       files,
       clock,
       log,
       metrics,
-      rules: { trust, fetch: { enabled: fetch.enabled, allowed } },
+      rules,
       onFatal,
     });
     catalog.start();
@@ -51,7 +56,7 @@ export function openCatalog({ config, clock, entropy, log, metrics, onFatal }: C
       await digests.stop();
       await catalog.stop();
     };
-    return { catalog, poolModels: new PoolModels({ catalog, files, log, trust }), files, digests, stop };
+    return { catalog, poolModels: new PoolModels({ catalog, files, log, rules }), files, digests, stop };
   } catch (error) {
     if (isStoreError(error)) throw new StartError("state_dir", error.message, { cause: error });
     throw error;

@@ -7,10 +7,12 @@ import { SqlitePoolRecords } from "../infra/sqlite/pool-records.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { ModelFiles } from "../ports/model-source.ts";
 import type { PoolStore } from "../ports/pool-store.ts";
+import type { ModelGate, PoolControl as PoolsControl, ReplicaControl } from "../ports/supervision.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import type { Catalog } from "../services/catalog.ts";
 import type { Dispatcher } from "../services/dispatcher.ts";
+import { PoolChanges } from "../services/pool-changes.ts";
 import { PoolDrains } from "../services/pool-drain.ts";
 import { PoolReloads, type PoolReloadsDeps } from "../services/pool-reload.ts";
 import { PoolSpecs } from "../services/pool-specs.ts";
@@ -26,11 +28,12 @@ export interface PoolControlParts {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Metrics;
-  readonly control: PoolReloadsDeps["control"];
+  readonly control: PoolReloadsDeps["control"] & PoolsControl & Pick<ReplicaControl, "ensurePool">;
   readonly registry: TaskRegistry;
   readonly archive: TaskArchive;
   readonly catalog: Catalog;
   readonly files: ModelFiles;
+  readonly models: Pick<ModelGate, "prepare">;
   readonly onFatal: (error: unknown) => void;
 }
 
@@ -39,13 +42,16 @@ export interface PoolControl {
   readonly drains: PoolDrains;
   readonly views: Required<Pick<PoolsDeps, "drainOf" | "reloadOf" | "stagedOf">>;
   /** Once, with the dispatcher that was made of the two above. */
-  readonly connect: (dispatcher: Dispatcher) => PoolReloads;
+  readonly connect: (dispatcher: Dispatcher) => {
+    readonly reloads: PoolReloads;
+    readonly changes: PoolChanges;
+  };
   readonly stop: () => void;
 }
 
 /** With what the last process left. @throws StartError that names the file and says what to do. */
 export function openPoolControl(parts: PoolControlParts): PoolControl {
-  const { config, clock, log, metrics, control, registry, archive, catalog, files, onFatal } = parts;
+  const { config, clock, log, metrics, control, registry, archive, catalog, files, models, onFatal } = parts;
   let dispatcher: Dispatcher | null = null;
   let reloads: PoolReloads | null = null;
   try {
@@ -60,7 +66,8 @@ export function openPoolControl(parts: PoolControlParts): PoolControl {
       tell: (event) => dispatcher?.tell(event) ?? Promise.resolve(),
       retry: (poolId) => control.retryPool(poolId),
     });
-    const connect = (made: Dispatcher): PoolReloads => {
+    let changes: PoolChanges | null = null;
+    const connect: PoolControl["connect"] = (made) => {
       dispatcher = made;
       reloads = new PoolReloads({
         ...{ clock, log, metrics, control, registry, specs, onFatal },
@@ -69,9 +76,12 @@ export function openPoolControl(parts: PoolControlParts): PoolControl {
         targets: new ReloadTargets({ catalog, files }),
         isDrained: (poolId) => drains.isDrained(poolId),
       });
-      return reloads;
+      const shared = { clock, log, control, specs, drains, reloads, models, onFatal };
+      changes = new PoolChanges({ ...shared, dispatcher: made });
+      return { reloads, changes };
     };
     const stop = (): void => {
+      changes?.stop();
       reloads?.stop();
       drains.stop();
       store.close();

@@ -8,6 +8,7 @@ import { apiVersion } from "../api/api-version.ts";
 import { artifactsPath, artifactsRoutes, attachmentsPath } from "../api/artifacts.ts";
 import { capabilitiesRoutes } from "../api/capabilities.ts";
 import { catalogRoutes } from "../api/catalog.ts";
+import { configRoutes } from "../api/config.ts";
 import { engineLogsRoutes } from "../api/engine-logs.ts";
 import { observabilityRoutes } from "../api/observability.ts";
 import { poolControlRoutes } from "../api/pool-control.ts";
@@ -17,12 +18,15 @@ import { sessionsRoutes } from "../api/sessions.ts";
 import { tasksRoutes } from "../api/tasks.ts";
 import type { EngineKind } from "../domain/engine-kind.ts";
 import { limits } from "../domain/limits.ts";
+import type { PoolSpec } from "../domain/pool.ts";
+import type { RestartPolicy } from "../domain/replica-model.ts";
 import type { Workload } from "../domain/task.ts";
 import { BunProcessHost, selfCommand } from "../infra/bun-process.ts";
 import { type GgufHeader, isGgufError, readGgufHeader } from "../infra/engines/gguf-header.ts";
 import { LlamaCppAdapter } from "../infra/engines/llamacpp.ts";
 import { MockAdapter } from "../infra/engines/mock.ts";
 import { OpenAiAdapter } from "../infra/engines/openai.ts";
+import { FolderFileWatch } from "../infra/file-watch.ts";
 import { openGpus } from "../infra/gpu/open.ts";
 import { boundUnsent } from "../infra/listening-socket.ts";
 import { giveMemoryBack } from "../infra/memory.ts";
@@ -56,19 +60,24 @@ import { waitingArtifacts } from "../services/waiting-artifacts.ts";
 import { openCatalog } from "./bootstrap-models.ts";
 import { openPoolControl } from "./bootstrap-pools.ts";
 import { openArtifacts, openJournal, openStore } from "./bootstrap-stores.ts";
-import { allowancesOf } from "./config-keys.ts";
+import type { Config } from "./config.ts";
+import { ConfigReload } from "./config-reload.ts";
 import type { Bootstrap, Composition, Daemon } from "./daemon.ts";
 import { listen } from "./listen.ts";
+import { LiveSettings } from "./live-settings.ts";
 import { Releases } from "./releases.ts";
 import { createRouter } from "./router.ts";
 
-export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
+export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) => {
   const clock = new SystemClock();
   const entropy = new SystemEntropy();
   const log = new PinoLog({ level: config.logLevel, clock });
   const metrics = new PromMetrics({
     build: { version: buildInfo.version, commit: buildInfo.commit, bun: Bun.version },
   });
+  const live = new LiveSettings(config);
+  const { rules } = live;
+  live.whenTaken(({ logLevel }) => log.setLevel(logLevel));
   const releases = new Releases();
   // Thrown outside of any handler it reaches the process: logged, engines killed, exit 1, restart.
   const onFatal = (error: unknown): void =>
@@ -89,7 +98,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     ["openai", new OpenAiAdapter({ clock, entropy })],
     ["mock", new MockAdapter({ clock, entropy })],
   ]);
-  const models = openCatalog({ config, clock, entropy, log, metrics, onFatal });
+  const models = openCatalog({ config, rules: rules.models, clock, entropy, log, metrics, onFatal });
   const { catalog, poolModels, files } = models;
   releases.add("models", models.stop);
   const supervisor = new Supervisor({
@@ -101,13 +110,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     metrics,
     runDir,
     adapters,
-    restart: {
-      backoffMs: config.restart.backoffMs,
-      backoffMaxMs: config.restart.backoffMsMax,
-      breakerFailures: config.restart.breakerFailures,
-      breakerWindowMs: config.restart.breakerWindowMs,
-    },
+    restart: restartPolicy(config),
   });
+  live.whenTaken((next) => supervisor.configureRestarts(restartPolicy(next)));
 
   const store = openStore(config, log);
   releases.add("task store", () => store.close());
@@ -118,14 +123,17 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   releases.add("journal", () => ahead.close());
   const registry = new TaskRegistry(config.tasks.retentionMs, limits.waitingInputBytesMax, ahead);
   const archive = new TaskArchive(registry, store);
+  live.whenTaken(({ tasks }) => {
+    retention.retain(tasks.retentionMs);
+    registry.retain(tasks.retentionMs);
+  });
   registry.startPruning(clock);
   releases.add("task registry", () => registry.stopPruning());
-  const allowances = allowancesOf(config.auth.keys);
   const sessions = new Sessions({
     clock,
     metrics,
-    rules: config.sessions,
-    allowanceOf: (keyId) => allowances.get(keyId) ?? null,
+    rules: rules.sessions,
+    allowanceOf: (keyId) => rules.keys.allowances.get(keyId) ?? null,
     onRemoved: (removed) => dispatcher.sessionRemoved(removed),
   });
   releases.add("sessions", () => sessions.close());
@@ -133,12 +141,24 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     store,
     clock,
     log,
-    rules: { policy: config.artifacts.transcripts, bytesMax: config.artifacts.documentBytesMax },
+    rules: rules.transcripts,
     ...{ digests: models.digests, busy: () => registry.liveCount > 0 },
   });
-  const forPools = { config, clock, log, metrics, control: supervisor, registry, archive, catalog, files };
+  const forPools = {
+    config,
+    clock,
+    log,
+    metrics,
+    control: supervisor,
+    registry,
+    archive,
+    catalog,
+    files,
+    models: poolModels,
+  };
   const { specs, drains, ...poolControl } = openPoolControl({ ...forPools, onFatal });
   releases.add("pool control", () => poolControl.stop());
+  const runner = new AttemptRunner(clock, config.streaming.metricsEveryMs);
   const dispatcher: Dispatcher = new Dispatcher({
     clock,
     log,
@@ -150,31 +170,27 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     ahead,
     sessions,
     transcripts,
-    runner: new AttemptRunner(clock, config.streaming.metricsEveryMs),
+    runner,
     pools: specs.list,
     drained: drains.poolIds,
     attemptsMax: config.tasks.attemptsMax,
     batchMaxWaitMs: config.admission.batchMaxWaitMs,
     fair: config.admission.fair,
-    cutAtDeadline: config.tasks.cutAtDeadline,
-    minOnTimeProbability: config.admission.minOnTimeProbability,
+    rules: rules.dispatcher,
     modelRefusal: (pool) => poolModels.refusal(pool),
     onFatal,
   });
-  const reloads = poolControl.connect(dispatcher);
-  const admission = new Admission(dispatcher, specs.list, entropy, {
-    defaultMaxTokens: config.admission.maxTokensDefault,
-    defaultDeadlineMs: config.admission.deadlineMsDefault,
-    aliasesOf: (pool) => poolModels.namesOf(pool),
+  const { reloads, changes } = poolControl.connect(dispatcher);
+  live.whenTaken(({ admission, streaming, tasks }) => {
+    runner.metricsEveryMs = streaming.metricsEveryMs;
+    const { batchMaxWaitMs } = admission;
+    void dispatcher.roster.configureAll({ attemptsMax: tasks.attemptsMax, batchMaxWaitMs });
   });
+  const aliasesOf = (pool: PoolSpec): readonly string[] => poolModels.namesOf(pool);
+  const admission = new Admission(dispatcher, specs.list, entropy, rules.admission, aliasesOf);
   const streams = new Streams(
     clock,
-    {
-      heartbeatMs: config.streaming.heartbeatMs,
-      disconnectGraceMs: config.streaming.disconnectGraceMs,
-      microbatchMs: config.streaming.microbatchMs,
-      streamsPerKeyMax: config.limits.streamsPerKey,
-    },
+    rules.streams,
     (taskId, reason) => void dispatcher.cancel(taskId, reason),
     (taskId) => dispatcher.noteWatched(taskId),
   );
@@ -201,14 +217,12 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     ...{ pools: specs.list, control: supervisor, queues: dispatcher.view, speeds, gpus },
     ...poolControl.views,
   });
-  const { heartbeatMs } = config.streaming;
-  const engineLogs = new EngineLogs({ clock, pools, control: supervisor, scrub, heartbeatMs });
-  const { perSecond, burst } = config.limits.rate;
+  const engineLogs = new EngineLogs({ clock, pools, control: supervisor, scrub, rules: rules.streams });
   const capabilities = new Capabilities({
     apiVersion,
     pools: specs.list,
     control: supervisor,
-    rateLimits: { requestsPerSecond: perSecond, burst, streamsPerKey: config.limits.streamsPerKey },
+    rateLimits: rules.rateLimits,
     isDrained: (poolId) => drains.isDrained(poolId),
     isRetired: (pool) => poolModels.refusal(pool) !== null,
   });
@@ -232,12 +246,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     ...(await openArtifacts(config, clock)),
     clock,
     log,
-    rules: {
-      artifactBytesMax: config.artifacts.documentBytesMax,
-      attachmentBytesMax: limits.attachmentBytesMax,
-      bytesMax: config.artifacts.bytesMax,
-      maxAgeMs: config.artifacts.maxAgeMs,
-    },
+    rules: rules.artifacts,
     waiting: waitingArtifacts(store),
   });
   releases.add("artifacts", () => artifacts.stop());
@@ -257,6 +266,14 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   transcripts.start((transcript) => artifacts.keep(transcript));
   const endedStreams = new EndedStreams((caller, id) => artifacts.get(caller, id));
 
+  let admitted = keys;
+  const configReload = new ConfigReload({
+    ...{ clock, log, metrics, config, reread, live, pools: changes, onFatal },
+    files: new FolderFileWatch(),
+    admit: (next) => {
+      admitted = next;
+    },
+  });
   const contexts = new RequestContexts();
   const app = createRouter({
     contexts,
@@ -264,22 +281,26 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
     entropy,
     log,
     auth: {
-      mode: config.auth.mode,
-      verify: (presented) => {
-        const holder = keys.verify(presented);
-        return holder === null ? null : { ...holder, rate: holder.rate ?? config.limits.rate };
+      get mode() {
+        return rules.http.authMode;
       },
-      local: { keyId: "local", admin: true, rate: config.limits.rate },
+      verify: (presented) => {
+        const holder = admitted.verify(presented);
+        return holder === null ? null : { ...holder, rate: holder.rate ?? rules.http.rate };
+      },
+      get local() {
+        return { keyId: "local", admin: true, rate: rules.http.rate };
+      },
     },
     limited: (policy) => metrics.backpressure({ engine: null, policy }),
-    maxBodyBytes: config.limits.bodyBytes,
+    maxBodyBytes: () => rules.http.bodyBytesMax,
     bodyBytesOf: (asked) => {
       // The router takes both forms.
       const path = asked.replace(/\/$/, "");
       if (path === attachmentsPath) return null;
-      const { documentBytesMax } = config.artifacts;
+      const documentBytesMax = rules.artifacts.artifactBytesMax;
       return path === artifactsPath
-        ? Math.max(config.limits.bodyBytes, documentBytesMax + limits.artifactEnvelopeBytes)
+        ? Math.max(rules.http.bodyBytesMax, documentBytesMax + limits.artifactEnvelopeBytes)
         : undefined;
     },
     plugins: [
@@ -291,6 +312,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
       artifactsRoutes({ artifacts, contexts }),
       catalogRoutes({ catalog, contexts }),
       capabilitiesRoutes({ capabilities }),
+      configRoutes({ config: configReload.status, contexts }),
       observabilityRoutes({ metrics, readiness }),
     ],
   });
@@ -313,13 +335,16 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
   gpus.start();
   releases.add("engines", () => supervisor.stop());
   for (const record of dispatcher.recover()) streams.expect(record);
+  configReload.start();
+  releases.add("configuration", () => configReload.stop());
 
   return {
     url: server.url,
     log,
     close: async () => {
+      configReload.stop();
       dispatcher.close();
-      const deadline = clock.setTimer(config.shutdown.drainDeadlineMs, () => dispatcher.halt());
+      const deadline = clock.setTimer(rules.shutdown.drainDeadlineMs, () => dispatcher.halt());
       await dispatcher.idle();
       deadline.cancel();
       dispatcher.halt();
@@ -330,6 +355,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo }) => {
       supervisor.forceStop();
       void server.stop(true);
     },
+    reload: (why) => configReload.reload(why),
   } satisfies Daemon;
 };
 
@@ -347,6 +373,13 @@ export const composition: Composition = {
     }
   },
 };
+
+const restartPolicy = ({ restart }: Config): RestartPolicy => ({
+  backoffMs: restart.backoffMs,
+  backoffMaxMs: restart.backoffMsMax,
+  breakerFailures: restart.breakerFailures,
+  breakerWindowMs: restart.breakerWindowMs,
+});
 
 /** A model trained to pool says so in its header; every other one generates. */
 function workloadsOf({ poolingType }: GgufHeader): readonly Workload[] | null {

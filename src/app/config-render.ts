@@ -75,6 +75,11 @@ function fileShape(config: Config): Record<string, unknown> {
     },
     artifacts: artifactsShape(config.artifacts),
     storage: { durability: config.storage.durability },
+    reload: {
+      watch: config.reload.watch,
+      strategy: config.reload.strategy,
+      deadline_ms: config.reload.deadlineMs,
+    },
     shutdown: { drain_deadline_ms: config.shutdown.drainDeadlineMs },
     devices: config.devices.map((device) => ({
       id: device.id,

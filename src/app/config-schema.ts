@@ -12,6 +12,7 @@ import { type Static, Type } from "@sinclair/typebox";
 import { trustPolicies } from "../domain/catalog.ts";
 import { allowedHostForm, allowedHostsDefault } from "../domain/fetch-policy.ts";
 import { limits } from "../domain/limits.ts";
+import { reloadStrategies } from "../domain/pool-reload.ts";
 import type { Fairness } from "../domain/queue.ts";
 import { logLevels } from "../ports/telemetry.ts";
 import { artifactsSchema } from "./config-schema-artifacts.ts";
@@ -321,6 +322,29 @@ export const configFileSchema = Type.Object(
       Type.Union([storage, Type.Null()], { default: {}, description: "State on disk; null: the defaults." }),
     ),
     telemetry: section({ otlp_endpoint: laterNull() }, "Not supported by this version."),
+    reload: section(
+      {
+        watch: optional(
+          Type.Boolean({
+            default: true,
+            description: "Whether a change of this file is taken up by itself; SIGHUP does it in any case.",
+          }),
+        ),
+        strategy: optional(
+          oneOf(reloadStrategies, {
+            default: "recreate",
+            description:
+              "How engines of a changed pool are replaced: recreate, one after the other; surge, the new ones load beside the old ones.",
+          }),
+        ),
+        deadline_ms: milliseconds(
+          0,
+          limits.drainDeadlineMsDefault,
+          "What runs in a pool that is changed or taken out may go on this long.",
+        ),
+      },
+      "This file, read again by a running daemon.",
+    ),
     shutdown: section(
       {
         drain_deadline_ms: milliseconds(

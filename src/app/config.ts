@@ -8,6 +8,7 @@
 import { homedir } from "node:os";
 import { delimiter, dirname, isAbsolute, join, resolve } from "node:path";
 import type { PoolSpec } from "../domain/pool.ts";
+import type { ReloadStrategy } from "../domain/pool-reload.ts";
 import type { Fairness } from "../domain/queue.ts";
 import type { ResidencyRules } from "../domain/residency-state.ts";
 import type { Budget } from "../domain/task.ts";
@@ -16,11 +17,12 @@ import { type ArtifactsSpec, compileArtifacts, namedVariables } from "./config-a
 import { compileDevices, type DeviceSpec } from "./config-devices.ts";
 import { readDocument } from "./config-document.ts";
 import { type ConfigFiles, systemFiles } from "./config-files.ts";
-import { compileBudget, compileKeys, type KeySpec, type RateLimit } from "./config-keys.ts";
+import { compileKeys, type KeySpec, type RateLimit } from "./config-keys.ts";
 import { compileModels, type ModelsSpec } from "./config-models.ts";
 import { compilePools, type PoolsFrom, type ReadModelKind } from "./config-pools.ts";
 import { nearestName, orList, type Problem, Problems } from "./config-problems.ts";
-import { type AuthMode, type Durability, durabilityDefault, type FilledConfigFile } from "./config-schema.ts";
+import type { AuthMode, Durability, FilledConfigFile } from "./config-schema.ts";
+import { renamed } from "./config-sections.ts";
 
 export interface Config {
   /** Absolute path of the configuration file; null without one. */
@@ -75,6 +77,14 @@ export interface Config {
   /** What the operator says of them; others are measured. */
   readonly devices: readonly DeviceSpec[];
   readonly residency: ResidencyRules;
+  readonly reload: {
+    /** A change of the file, or of the models folder where that names the pools, is taken up by itself. */
+    readonly watch: boolean;
+    /** For pools whose engines are replaced. */
+    readonly strategy: ReloadStrategy;
+    /** What runs in a pool that is replaced or taken out may go on so long. */
+    readonly deadlineMs: number;
+  };
   readonly pools: readonly PoolSpec[];
   /** Where the pools come from: named in the file, found in the models folder, or the built-in demo. */
   readonly poolsFrom: PoolsFrom;
@@ -234,51 +244,6 @@ function compile(of: {
   };
 }
 
-/** The sections that mean what the file says, whatever the machine. */
-const renamed = (
-  file: FilledConfigFile,
-): Pick<
-  Config,
-  "limits" | "admission" | "sessions" | "tasks" | "streaming" | "restart" | "storage" | "shutdown"
-> => ({
-  limits: {
-    bodyBytes: file.limits.body_bytes,
-    rate: { perSecond: file.limits.rate.per_second, burst: file.limits.rate.burst },
-    streamsPerKey: file.limits.streams_per_key,
-  },
-  admission: {
-    maxTokensDefault: file.admission.default_max_tokens,
-    deadlineMsDefault: file.admission.default_deadline_ms,
-    minOnTimeProbability: file.admission.min_on_time_probability,
-    batchMaxWaitMs: file.admission.batch_max_wait_ms,
-    fair: file.admission.fair,
-  },
-  sessions: {
-    ttlMs: file.sessions.ttl_ms,
-    turnsMax: file.sessions.max_turns,
-    budget: compileBudget(file.sessions.budget),
-  },
-  tasks: {
-    attemptsMax: file.tasks.max_attempts,
-    retentionMs: file.tasks.retention_ms,
-    cutAtDeadline: file.tasks.cut_at_deadline,
-  },
-  streaming: {
-    heartbeatMs: file.streaming.heartbeat_ms,
-    disconnectGraceMs: file.streaming.disconnect_grace_ms,
-    microbatchMs: file.streaming.microbatch_ms,
-    metricsEveryMs: file.streaming.metrics_every_ms,
-  },
-  restart: {
-    backoffMs: file.restart.backoff_ms,
-    backoffMsMax: file.restart.backoff_max_ms,
-    breakerFailures: file.restart.breaker_failures,
-    breakerWindowMs: file.restart.breaker_window_ms,
-  },
-  storage: { durability: file.storage?.durability ?? durabilityDefault },
-  shutdown: { drainDeadlineMs: file.shutdown.drain_deadline_ms },
-});
-
 const defaultModelsDir = "~/.cache/models";
 
 /** `~` is the home folder, as in a shell; anything relative starts at `base`. */
@@ -404,11 +369,14 @@ export function loadConfig(deps: {
   readonly cwd?: string;
   readonly home?: string;
   readonly files?: ConfigFiles;
+  /** The file that a running daemon reads again. */
+  readonly inUse?: string | null;
 }): ConfigResult {
-  const { flags, env, files = systemFiles, cwd = process.cwd(), home = homedir() } = deps;
+  const { flags, env, inUse = null, files = systemFiles, cwd = process.cwd(), home = homedir() } = deps;
   const named = flags.config ?? (env.ORCHD_CONFIG || undefined);
   const source = flags.config === undefined ? "ORCHD_CONFIG" : "--config";
-  const filePath = named === undefined ? discover({ env, files, cwd, home }) : absolutePath(named, cwd, home);
+  const found = named === undefined ? discover({ env, files, cwd, home }) : absolutePath(named, cwd, home);
+  const filePath = inUse ?? found;
   const fileText = filePath === null ? null : files.readText(filePath, configBytesMax);
   const result = compileConfig({
     flags,

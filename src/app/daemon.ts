@@ -17,14 +17,28 @@ export interface Daemon {
   close(): Promise<void>;
   /** Without waiting: engines are killed, sockets dropped. Idempotent, also during close(). */
   closeNow(): void;
+  /** Reads the configuration again. `why` for the log; what comes of it is told there. */
+  reload(why: string): void;
   /** For what goes wrong outside of any request. */
   readonly log?: Log;
 }
+
+/** The configuration as a start would find it now, with the keys that it names. Reads the disk. */
+export type Reread = () =>
+  | {
+      readonly ok: true;
+      readonly config: Config;
+      readonly keys: ApiKeys;
+      readonly warnings: readonly string[];
+    }
+  /** Everything that is wrong with it, each with its place. */
+  | { readonly ok: false; readonly problems: readonly string[] };
 
 export type Bootstrap = (deps: {
   readonly config: Config;
   readonly keys: ApiKeys;
   readonly buildInfo: BuildInfo;
+  readonly reread: Reread;
 }) => Promise<Daemon>;
 
 /** What app/bootstrap.ts exports: the commands get their adapters from there and from nowhere else. */

@@ -336,6 +336,12 @@ export const limits = {
 
   // Shutdown
   drainDeadlineMsDefault: 30_000,
+  /** The configuration file is read again when it has stayed the same for so long, */
+  configQuietMs: 250,
+  /** ... at most so long after the first sign of a change, */
+  configSettleMsMax: 2_000,
+  /** ... and looked at so often where nobody gives a sign (a network's file system). */
+  configLookMs: 3_000,
 } as const;
 
 assert(

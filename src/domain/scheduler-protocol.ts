@@ -8,7 +8,7 @@
 import type { ErrorCode } from "./errors.ts";
 import type { ReplicaReason, SlotReason } from "./placement.ts";
 import type { FullPolicy } from "./pool.ts";
-import type { RunningWork } from "./preemption.ts";
+import type { Preemption, RunningWork } from "./preemption.ts";
 import type { Priority, TerminalState } from "./task.ts";
 
 /** A task as admission hands it over. */
@@ -43,6 +43,16 @@ export type CutReason = "preempted" | "drain" | "reload";
 
 /** Why nothing starts in a pool. */
 export type HoldReason = Exclude<CutReason, "preempted">;
+
+/** A pool as the scheduler is told of it. */
+export interface ScheduledPool {
+  readonly id: string;
+  readonly capacity: number;
+  readonly fullPolicy: FullPolicy;
+  readonly preempt?: Preemption | null;
+  /** It was drained before: by the last process, or before it was taken out. */
+  readonly drained?: boolean;
+}
 
 export interface Lease {
   readonly leaseId: number;
@@ -155,6 +165,18 @@ export type SchedulerEvent =
   | { readonly type: "task_unfit"; readonly taskId: string; readonly message: string }
   /** The time that a `wake_at` command named has come. `running`: the leases of a pool that preempts. */
   | { readonly type: "wake"; readonly poolId: string; readonly running?: readonly RunningWork[] }
+  /** It takes tasks from now on. */
+  | { readonly type: "pool_added"; readonly poolId: string; readonly pool: ScheduledPool }
+  /** Its queue takes more or less, or cuts otherwise; what waits and runs is not touched. */
+  | { readonly type: "pool_changed"; readonly poolId: string; readonly pool: ScheduledPool }
+  /** It is taken out: what waits there ends, nothing starts, what runs goes on. */
+  | { readonly type: "pool_leaving"; readonly poolId: string; readonly message: string }
+  /** What runs in a pool that is taken out has had its time. */
+  | { readonly type: "leaving_over"; readonly poolId: string }
+  /** Nothing runs there and its replicas are gone; what is told of it later is stale. */
+  | { readonly type: "pool_removed"; readonly poolId: string }
+  /** Other rules for all pools, from now on. */
+  | { readonly type: "options_changed"; readonly attemptsMax: number; readonly batchMaxWaitMs: number }
   /** At boot, before anything is admitted. `ordinal`: the highest ever given, where that is more than these have. */
   | { readonly type: "recovered"; readonly tasks: readonly RecoveredTask[]; readonly ordinal?: number };
 

@@ -21,6 +21,7 @@ import type {
   Lease,
   NewTask,
   RecoveredTask,
+  ScheduledPool,
   StartReason,
 } from "./scheduler-protocol.ts";
 import { type AttemptRecord, noAttempts } from "./suspects.ts";
@@ -68,10 +69,10 @@ export interface ScheduledTask
 
 export interface PoolState {
   readonly poolId: string;
-  readonly capacity: number;
-  readonly fullPolicy: FullPolicy;
+  capacity: number;
+  fullPolicy: FullPolicy;
   /** Null: nobody is cut for others. */
-  readonly preempt: Preemption | null;
+  preempt: Preemption | null;
   readonly queue: TaskQueue;
   readonly replicas: Map<string, ReplicaSlots>;
   /** Nobody may be cut before, for nobody could be when it was looked at last. */
@@ -79,8 +80,10 @@ export interface PoolState {
   startsSinceAged: number;
   /** The `wake` that was asked for and has not come. */
   wakeAtMs: number | null;
-  /** The supervisor gave up on it; told to clients instead of queueing for nothing. */
+  /** The supervisor gave up on it, or it is taken out; told to clients instead of queueing for nothing. */
   unavailable: string | null;
+  /** It is taken out (scheduler-pools.ts). */
+  leaving: boolean;
   /** While there is a reason nothing starts here (scheduler-holds.ts). */
   readonly holds: Set<HoldReason>;
   /** Of what waits: what may go on with one model only, which is being replaced or was. Some may wait no more. */
@@ -92,7 +95,7 @@ export interface PoolState {
 }
 
 export interface SchedulerState {
-  readonly options: SchedulerOptions;
+  options: SchedulerOptions;
   readonly pools: Map<string, PoolState>;
   /** Tasks that are not terminal. */
   readonly tasks: Map<string, ScheduledTask>;
@@ -100,43 +103,40 @@ export interface SchedulerState {
   admissions: number;
 }
 
-export function createScheduler(
-  options: SchedulerOptions,
-  pools: readonly {
-    readonly id: string;
-    readonly capacity: number;
-    readonly fullPolicy: FullPolicy;
-    readonly preempt?: Preemption | null;
-    /** It was drained before the last process ended. */
-    readonly drained?: boolean;
-  }[],
-): SchedulerState {
-  assert(options.attemptsMax >= 1 && options.batchMaxWaitMs >= 0, "scheduler options are within bounds");
-  assert((options.exclusiveMax ?? 1) >= 1, "one replica at least may run exclusive tasks");
-  const poolState = (p: (typeof pools)[number]): PoolState => ({
-    poolId: p.id,
-    capacity: p.capacity,
-    fullPolicy: p.fullPolicy,
-    preempt: p.preempt ?? null,
-    queue: new TaskQueue(options.fair),
-    replicas: new Map(),
-    cutsAgainMs: 0,
-    startsSinceAged: 0,
-    wakeAtMs: null,
-    unavailable: null,
-    holds: new Set<HoldReason>(p.drained === true ? ["drain"] : []),
-    finishing: false,
-    bound: new Set(),
-    generation: 0,
-  });
+export function createScheduler(options: SchedulerOptions, pools: readonly ScheduledPool[]): SchedulerState {
+  assertOptions(options);
   return {
     options,
-    pools: new Map(pools.map((p) => [p.id, poolState(p)])),
+    pools: new Map(pools.map((pool) => [pool.id, poolState(options, pool)])),
     tasks: new Map(),
     leases: 0,
     admissions: 0,
   };
 }
+
+export function assertOptions({ attemptsMax, batchMaxWaitMs, exclusiveMax = 1 }: SchedulerOptions): void {
+  assert(attemptsMax >= 1 && batchMaxWaitMs >= 0, "scheduler options are within bounds");
+  assert(exclusiveMax >= 1, "one replica at least may run exclusive tasks");
+}
+
+/** Nothing waits there, and no replica is ready. */
+export const poolState = ({ fair }: SchedulerOptions, pool: ScheduledPool): PoolState => ({
+  poolId: pool.id,
+  capacity: pool.capacity,
+  fullPolicy: pool.fullPolicy,
+  preempt: pool.preempt ?? null,
+  queue: new TaskQueue(fair),
+  replicas: new Map(),
+  cutsAgainMs: 0,
+  startsSinceAged: 0,
+  wakeAtMs: null,
+  unavailable: null,
+  leaving: false,
+  holds: new Set<HoldReason>(pool.drained === true ? ["drain"] : []),
+  finishing: false,
+  bound: new Set(),
+  generation: 0,
+});
 
 export function poolOf(state: SchedulerState, poolId: string): PoolState {
   const pool = state.pools.get(poolId);

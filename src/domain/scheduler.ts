@@ -13,6 +13,15 @@ import type { ErrorCode } from "./errors.ts";
 import { limits } from "./limits.ts";
 import { forgetSession, readyReplica } from "./placement.ts";
 import { cutHeld, cutRetired, hold, isHeldBack, release, retire } from "./scheduler-holds.ts";
+import {
+  addPool,
+  changeOptions,
+  changePool,
+  cutLeaving,
+  isStale,
+  leave,
+  removePool,
+} from "./scheduler-pools.ts";
 import { schedule } from "./scheduler-preempt.ts";
 import type { Command, CutReason, RecoveredTask, SchedulerEvent } from "./scheduler-protocol.ts";
 import {
@@ -45,6 +54,7 @@ const tooLateToStart =
 
 export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: number): Command[] {
   const commands: Command[] = [];
+  if (isStale(state, event)) return commands;
   switch (event.type) {
     case "replica_ready":
       replicaReady(state, event);
@@ -118,6 +128,24 @@ export function decide(state: SchedulerState, event: SchedulerEvent, nowMs: numb
       if (task?.state === "queued") end(state, task, "failed", "WORKER_RESET", event.message, commands);
       return commands;
     }
+    case "pool_added":
+      addPool(state, event.pool);
+      return commands;
+    case "pool_changed":
+      changePool(state, poolOf(state, event.poolId), event.pool, nowMs, commands);
+      return commands;
+    case "pool_leaving":
+      leave(state, poolOf(state, event.poolId), event.message, commands);
+      return commands;
+    case "leaving_over":
+      cutLeaving(state, poolOf(state, event.poolId), commands);
+      return commands;
+    case "pool_removed":
+      removePool(state, poolOf(state, event.poolId));
+      return commands;
+    case "options_changed":
+      changeOptions(state, event, nowMs, commands);
+      return commands;
     case "recovered":
       recovered(state, event, nowMs, commands);
       return commands;
@@ -133,12 +161,14 @@ function replicaReady(state: SchedulerState, event: Of<"replica_ready">): void {
   const { replicaId, incarnation, slots } = event;
   assert(slots >= 1, "a ready replica has a slot");
   assert(!pool.replicas.has(replicaId), `replica ${replicaId} was lost before it is ready again`);
-  pool.unavailable = null;
+  // A pool that is taken out takes nothing, whatever its engines do.
+  if (!pool.leaving) pool.unavailable = null;
   pool.replicas.set(replicaId, readyReplica(replicaId, incarnation, slots, pool.generation));
 }
 
 function poolUnavailable(state: SchedulerState, event: Of<"pool_unavailable">, commands: Command[]): void {
   const pool = poolOf(state, event.poolId);
+  if (pool.leaving) return;
   pool.unavailable = event.message;
   for (const entry of [...pool.queue.entries()])
     end(state, taskOf(state, entry.taskId), "failed", "POOL_UNAVAILABLE", event.message, commands);

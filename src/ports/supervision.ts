@@ -4,6 +4,7 @@
  * an older incarnation is stale and ignored.
  */
 import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
+import type { RestartPolicy } from "../domain/replica-model.ts";
 import type { EngineClient } from "./engine.ts";
 
 /** The supervisor calls these; they only post events and return at once. */
@@ -64,6 +65,22 @@ export interface GenerationControl {
   retryPool(poolId: string): void;
   /** What was parked starts again. */
   unpark(poolId: string): void;
+}
+
+/** How pools come, change and go while the daemon runs. services/pool-changes.ts asks. */
+export interface PoolControl {
+  /** It starts where it is preloaded, else when it is asked for. */
+  addPool(pool: PoolSpec): void;
+  /** Resolves when its replicas are reaped and forgotten; none is being replaced, and nobody asks for it any more. */
+  removePool(poolId: string): Promise<void>;
+  /** What its engines need not be replaced for, whichever of its replicas serve. */
+  configurePool(pool: PoolSpec): void;
+  /** None of its replicas was started, or is about to be. */
+  isStopped(poolId: string): boolean;
+  /** Others in the place of replicas that were not started. */
+  exchangeStopped(pool: PoolSpec): void;
+  /** How all replicas are restarted from now on. */
+  configureRestarts(restart: RestartPolicy): void;
 }
 
 /** What stands between a pool and its model's file. services/pool-models.ts implements it; the supervisor asks it. */

@@ -54,6 +54,8 @@ export interface Metrics {
   restart(labels: { poolId: string; replicaId: string; cause: string }): void;
   /** `failed`: it keeps the model that it had. */
   poolReloaded(labels: { poolId: string; result: "done" | "failed" }): void;
+  /** `failed`: it was refused, or a pool stays as it was; `canceled`: another came before it was in force. */
+  configReloaded(labels: { result: "done" | "failed" | "canceled" }): void;
   /** A model file was compared with what its catalog entry says, or was to be. */
   modelVerified(labels: { result: "done" | "failed" | "canceled"; reason: string }): void;
 }

@@ -42,7 +42,8 @@ export interface AcceptanceDeps {
   readonly sessions: Sessions;
   readonly store: TurnStore;
   readonly deadlines: Deadlines;
-  readonly minOnTimeProbability: number;
+  /** As they are now. */
+  readonly rules: { readonly minOnTimeProbability: number };
   readonly modelRefusal: (pool: PoolSpec) => OrchestratorError | null;
 }
 
@@ -187,14 +188,14 @@ export class Acceptance {
   }
 
   private refusalOf(spec: TaskSpec, promise: Prediction, nowMs: number): OrchestratorError | null {
-    const { pools, forecast, minOnTimeProbability } = this.deps;
+    const { pools, forecast, rules } = this.deps;
     return (
       this.refusalFor(spec.poolId, spec.priority, {
         keyId: spec.keyId,
         expectedMs: forecast.serviceOf(spec),
         exclusive: spec.determinism === "strict",
       }) ??
-      infeasible(pools.get(spec.poolId).spec, spec, promise, minOnTimeProbability, () =>
+      infeasible(pools.get(spec.poolId).spec, spec, promise, rules.minOnTimeProbability, () =>
         forecast.earliestEndMs(spec),
       ) ??
       this.budgetRefusal(spec, nowMs)

@@ -73,11 +73,10 @@ export interface Submission {
   readonly body: unknown;
 }
 
+/** As they are now. */
 export interface AdmissionOptions {
   readonly defaultMaxTokens: number;
   readonly defaultDeadlineMs: number | null;
-  /** Names of a pool's model beside its own: those of its catalog entries. */
-  readonly aliasesOf?: (pool: PoolSpec) => readonly string[];
 }
 
 /** What a submission would be told now. */
@@ -107,6 +106,8 @@ export class Admission {
     private readonly pools: readonly PoolSpec[],
     private readonly entropy: Entropy,
     private readonly options: AdmissionOptions,
+    /** Names of a pool's model beside its own: those of its catalog entries. */
+    private readonly aliasesOf: (pool: PoolSpec) => readonly string[] = () => [],
   ) {}
 
   /** `watched`: whoever submits is the first viewer of its stream. */
@@ -270,21 +271,21 @@ export class Admission {
 
   private candidate(pool: PoolSpec, { priority, sessionId }: Submission): PoolCandidate {
     const { dispatcher } = this;
-    const { ready, identity } = dispatcher.runtime(pool.id);
+    const { ready, identity, submitting } = dispatcher.runtime(pool.id);
     const { interactive, batch } = dispatcher.view.depth(pool.id);
     let slotsBusy = 0;
     for (const replicaId of ready.keys()) slotsBusy += dispatcher.view.slotsBusy(replicaId);
     return {
       id: pool.id,
       engine: pool.engine,
-      modelNames: [...modelNames(pool), ...(this.options.aliasesOf?.(pool) ?? [])],
+      modelNames: [...modelNames(pool), ...this.aliasesOf(pool)],
       workloads: pool.workloads,
       ctxPerSlot: identity?.ctxPerSlot ?? pool.ctx,
       slots: pool.slots * pool.replicas,
       readyReplicas: ready.size,
       slotsBusy,
       // What came in the same instant waits for its turn and is not in the queue yet.
-      waiting: interactive + batch + dispatcher.submitting(pool.id),
+      waiting: interactive + batch + submitting,
       refusal: dispatcher.refusalFor(pool.id, priority ?? "interactive")?.code ?? null,
       devices: pool.devices.flatMap((name) => gpuNumberOf(name) ?? []),
       holdsSession: sessionId !== null && dispatcher.view.holdsSession(pool.id, sessionId),

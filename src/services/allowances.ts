@@ -38,13 +38,17 @@ export class Allowances {
   /** `allowanceOf`: what the configuration gives the key; null: no bound. */
   constructor(private readonly allowanceOf: (keyId: string) => Allowance | null) {}
 
-  /** The key's present window; changes nothing. */
+  /** The key's present window, with what the configuration gives it now; opens none. */
   windowOf(keyId: string, nowMs: number): AllowanceWindow | null {
     const allowance = this.allowanceOf(keyId);
     if (allowance === null) return null;
     const known = this.windows.get(keyId);
-    if (known !== undefined && known.endMs > nowMs) return known;
     const { windowMs, budget } = allowance;
+    if (known !== undefined && known.endMs > nowMs) {
+      // The configuration was read again: what was spent and reserved stays.
+      if (known.account.limit !== budget) known.account = { ...known.account, limit: budget };
+      return known;
+    }
     const startMs = windowStartOf(nowMs, windowMs);
     return { keyId, startMs, endMs: startMs + windowMs, account: openAccount(budget) };
   }

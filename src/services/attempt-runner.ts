@@ -78,7 +78,8 @@ export class AttemptRunner {
 
   constructor(
     private readonly clock: Clock,
-    private readonly metricsEveryMs: number,
+    /** Between two metrics events of a stream; may change. */
+    public metricsEveryMs: number,
   ) {}
 
   get size(): number {

@@ -10,7 +10,8 @@ export class Deadlines {
 
   constructor(
     private readonly clock: Clock,
-    private readonly cut: boolean,
+    /** As they are when it passes. */
+    private readonly rules: { readonly cutAtDeadline: boolean },
     private readonly post: (event: SchedulerEvent) => void,
   ) {}
 
@@ -20,7 +21,7 @@ export class Deadlines {
       this.post({ type: "start_deadline_passed", taskId });
       this.set(taskId, Math.min(leastMs, Math.max(0, leftMs)), () => {
         this.timers.delete(taskId);
-        this.post({ type: "deadline_passed", taskId, cut: this.cut });
+        this.post({ type: "deadline_passed", taskId, cut: this.rules.cutAtDeadline });
       });
     });
   }

@@ -33,10 +33,13 @@ export interface DispatcherDeps {
   readonly attemptsMax: number;
   readonly batchMaxWaitMs: number;
   readonly fair: Fairness;
-  /** A running task is cut when its deadline passes. */
-  readonly cutAtDeadline: boolean;
-  /** A task whose deadline is less likely than this to be met is refused. */
-  readonly minOnTimeProbability: number;
+  /** As they are now. */
+  readonly rules: {
+    /** A running task is cut when its deadline passes. */
+    readonly cutAtDeadline: boolean;
+    /** A task whose deadline is less likely than this to be met is refused. */
+    readonly minOnTimeProbability: number;
+  };
   /** Why a pool's model takes nothing new; null: it does. */
   readonly modelRefusal?: (pool: PoolSpec) => OrchestratorError | null;
   /** A broken invariant in a turn: state may be half changed, the only honest way on is a restart. */

@@ -12,7 +12,7 @@ import { assert, assertNever } from "../domain/assert.ts";
 import type { EngineKind } from "../domain/engine-kind.ts";
 import { isOrchestratorError, type OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
-import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
+import type { ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { learnWarmUp } from "../domain/predictor.ts";
 import { createScheduler, decide, type SchedulerState } from "../domain/scheduler.ts";
 import type { Command, Lease, SchedulerEvent } from "../domain/scheduler-protocol.ts";
@@ -28,7 +28,8 @@ import { Effects, type Step } from "./effects.ts";
 import { Endings } from "./endings.ts";
 import { Forecast } from "./forecast.ts";
 import type { Item, PlacementNote, Settle, Submitted } from "./mailbox.ts";
-import { type PoolRuntime, PoolRuntimes } from "./pool-runtime.ts";
+import { PoolRoster, scheduledPool } from "./pool-roster.ts";
+import { type PoolRuntime, PoolRuntimes, poolGone } from "./pool-runtime.ts";
 import { QueueView } from "./queue-view.ts";
 import { shuttingDown, storageUnavailable } from "./refusals.ts";
 import { Repeats } from "./repeats.ts";
@@ -51,6 +52,7 @@ export class Dispatcher implements ReplicaListener {
   readonly forecast: Forecast;
   readonly view: QueueView;
   readonly repeats: Repeats;
+  readonly roster: PoolRoster;
   private readonly state: SchedulerState;
   private readonly pools: PoolRuntimes;
   private readonly telemetry: TaskTelemetry;
@@ -75,9 +77,7 @@ export class Dispatcher implements ReplicaListener {
     const { attemptsMax, batchMaxWaitMs, fair } = deps;
     this.state = createScheduler(
       { attemptsMax, batchMaxWaitMs, fair },
-      deps.pools.map(({ id, queueCapacity: capacity, fullPolicy, preempt }) => ({
-        ...{ id, capacity, fullPolicy, preempt, drained: deps.drained?.has(id) ?? false },
-      })),
+      deps.pools.map((pool) => scheduledPool(pool, deps.drained?.has(pool.id) ?? false)),
     );
     this.pools = new PoolRuntimes(deps.pools);
     this.forecast = new Forecast(clock, registry, this.state, this.pools);
@@ -85,7 +85,7 @@ export class Dispatcher implements ReplicaListener {
     this.telemetry = new TaskTelemetry(deps.log, deps.metrics);
     this.store = new TurnStore(deps.store, clock, deps.log, (taskId) => deps.ahead.forget(taskId));
     this.repeats = new Repeats(deps.archive, this.store);
-    this.deadlines = new Deadlines(clock, deps.cutAtDeadline, (event) => this.post({ kind: "event", event }));
+    this.deadlines = new Deadlines(clock, deps.rules, (event) => this.post({ kind: "event", event }));
     const shared = {
       clock,
       registry,
@@ -97,8 +97,8 @@ export class Dispatcher implements ReplicaListener {
       specOf: (taskId: string) => deps.archive.specOf(taskId),
       modelRefusal: deps.modelRefusal ?? (() => null),
     };
-    const { control, runner, onFatal, minOnTimeProbability } = deps;
-    this.acceptance = new Acceptance({ ...shared, scheduler: this.state, minOnTimeProbability });
+    const { control, runner, onFatal } = deps;
+    this.acceptance = new Acceptance({ ...shared, scheduler: this.state, rules: deps.rules });
     const { telemetry, view } = this;
     this.endings = new Endings({ ...shared, telemetry, transcripts: deps.transcripts ?? null });
     const post = (item: Item): void => this.post(item);
@@ -111,6 +111,8 @@ export class Dispatcher implements ReplicaListener {
       endings: this.endings,
       feedback: this.feedback,
     });
+    const forget = (poolId: string): void => this.effects.forgetPool(poolId);
+    this.roster = new PoolRoster({ pools: this.pools, tell: (event) => this.tell(event), forget });
   }
 
   /** What the last process had accepted, and what is left of it. Once, before anything else. */
@@ -143,7 +145,9 @@ export class Dispatcher implements ReplicaListener {
 
   /** Resolves when it is accepted (or was before) and stored; rejects with the refusal. `watched`: by its sender. */
   submit(spec: TaskSpec, placement: PlacementNote, watched = false): Promise<Submitted> {
-    this.pools.get(spec.poolId).submitting++;
+    const pool = this.pools.find(spec.poolId);
+    if (pool === null) return Promise.reject(poolGone(spec.poolId));
+    pool.submitting++;
     return new Promise((resolve, reject) =>
       this.post({ kind: "submit", spec, placement, watched, settle: { resolve, reject } }),
     );
@@ -179,16 +183,6 @@ export class Dispatcher implements ReplicaListener {
   /** Why a task of this class had better go elsewhere: the refusal that it would get now, or the pool is drained. */
   refusalFor(poolId: string, priority: Priority): OrchestratorError | null {
     return this.acceptance.reluctanceOf(poolId, priority);
-  }
-
-  /** Submissions that wait for the next turn and are in no queue yet. */
-  submitting(poolId: string): number {
-    return this.pools.get(poolId).submitting;
-  }
-
-  /** From now on it is what the pool is; ready replicas are told of behind it. */
-  replacePool(spec: PoolSpec): void {
-    this.pools.replace(spec);
   }
 
   /** What an operator decides about a pool; resolves after the turn that took it. */
@@ -246,7 +240,8 @@ export class Dispatcher implements ReplicaListener {
     const { poolId, replicaId, incarnation, identity, slotsTotal } = snapshot;
     assert(identity !== null, "a ready replica has an identity");
     this.deps.transcripts?.modelLoaded(identity);
-    const pool = this.pools.get(poolId);
+    const pool = this.pools.find(poolId);
+    if (pool === null) return;
     const { spec } = pool;
     pool.ready.set(replicaId, { incarnation, client, identity, decodeTps: speed.decodeTps, spec });
     pool.identity = identity;
@@ -262,7 +257,7 @@ export class Dispatcher implements ReplicaListener {
 
   /** Of a ready replica; null: not known. */
   vramMeasured({ poolId, replicaId, incarnation }: ReplicaSnapshot, vramFreeBytes: number | null): void {
-    const ready = this.pools.get(poolId).ready.get(replicaId);
+    const ready = this.pools.find(poolId)?.ready.get(replicaId);
     if (ready?.incarnation !== incarnation) return;
     const { decodeTps } = ready;
     this.post({
@@ -272,7 +267,8 @@ export class Dispatcher implements ReplicaListener {
   }
 
   replicaLost(poolId: string, replicaId: string, incarnation: number, _failure: ReplicaFailure | null): void {
-    const pool = this.pools.get(poolId);
+    const pool = this.pools.find(poolId);
+    if (pool === null) return;
     if (pool.ready.get(replicaId)?.incarnation === incarnation) pool.ready.delete(replicaId);
     pool.loadingSinceMs = this.deps.clock.nowMs();
     this.post({ kind: "event", event: { type: "replica_lost", poolId, replicaId, incarnation } });
@@ -298,7 +294,9 @@ export class Dispatcher implements ReplicaListener {
 
   /** Nothing is decided any more; a submitter still gets an answer. */
   private refuseLate(item: Item): void {
-    if (item.kind === "submit") item.settle.reject(shuttingDown(this.pools.get(item.spec.poolId).spec));
+    if (item.kind !== "submit") return;
+    const { poolId: id, engine } = item.spec;
+    item.settle.reject(shuttingDown({ id, engine }));
   }
 
   private turn(): void {
@@ -394,6 +392,7 @@ export class Dispatcher implements ReplicaListener {
       }
       case "attempt_ended": {
         const { attempt, outcome, slotFree, result } = item;
+        if (!this.pools.has(attempt.record.spec.poolId)) return;
         if (result !== null) this.feedback.noteResult(attempt, result);
         const { lease } = attempt;
         const { taskId, poolId } = attempt.record.spec;
@@ -415,7 +414,8 @@ export class Dispatcher implements ReplicaListener {
 
   private processSubmit(item: Extract<Item, { kind: "submit" }>, nowMs: number): void {
     const { spec, placement, settle } = item;
-    const pool = this.pools.get(spec.poolId);
+    const pool = this.pools.find(spec.poolId);
+    if (pool === null) return void this.answers.push(() => settle.reject(poolGone(spec.poolId)));
     pool.submitting--;
     const repeat = this.repeats.find(spec.taskId, spec.keyId, spec.bodyDigest);
     if (repeat !== null) {

@@ -70,6 +70,12 @@ export class Effects {
     this.runTimes.close();
   }
 
+  /** The pool is gone, and so is what was to be told of it. */
+  forgetPool(poolId: string): void {
+    this.wakes.get(poolId)?.timer.cancel();
+    this.wakes.delete(poolId);
+  }
+
   act({ command }: Step): void {
     const { runner, control, clock } = this.deps;
     switch (command.type) {
@@ -120,7 +126,9 @@ export class Effects {
   /** What a cut would cost, where one may be due. */
   private costsOf(poolId: string): { running?: readonly RunningWork[] } {
     const { pools, forecast } = this.deps;
-    return pools.get(poolId).spec.preempt === null ? {} : { running: forecast.runningWork(poolId) };
+    return (pools.find(poolId)?.spec.preempt ?? null) === null
+      ? {}
+      : { running: forecast.runningWork(poolId) };
   }
 
   private startAttempt(command: StartAttempt): void {

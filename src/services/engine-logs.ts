@@ -29,7 +29,8 @@ export interface EngineLogsDeps {
   readonly control: Pick<ReplicaControl, "snapshots"> & { logOf(replicaId: string): EngineLog };
   /** The text without credentials. */
   readonly scrub: (text: string) => string;
-  readonly heartbeatMs: number;
+  /** As they are now. */
+  readonly rules: { readonly heartbeatMs: number };
 }
 
 export interface ReplicaLog {
@@ -125,7 +126,7 @@ class Follower implements LogFollower {
   constructor(
     private readonly log: EngineLog,
     private next: number,
-    private readonly deps: Pick<EngineLogsDeps, "clock" | "scrub" | "heartbeatMs">,
+    private readonly deps: Pick<EngineLogsDeps, "clock" | "scrub" | "rules">,
     private readonly ended: () => void,
   ) {}
 
@@ -176,7 +177,7 @@ class Follower implements LogFollower {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.wake = resolve;
     const unwatch = this.log.watch(resolve);
-    const timer = this.deps.clock.setTimer(this.deps.heartbeatMs, resolve);
+    const timer = this.deps.clock.setTimer(this.deps.rules.heartbeatMs, resolve);
     await promise;
     timer.cancel();
     unwatch();

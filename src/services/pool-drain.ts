@@ -118,6 +118,20 @@ export class PoolDrains {
     await this.deps.tell({ type: "pool_released", poolId, by: "drain" });
   }
 
+  /** The pool is gone, and a later one of its name is not drained; where the disk refuses, only in this process. */
+  forget(poolId: string): void {
+    if (!this.#drained.delete(poolId)) return;
+    this.#timers.get(poolId)?.cancel();
+    this.#timers.delete(poolId);
+    try {
+      this.deps.store.remove(poolId);
+    } catch (error) {
+      if (!isStoreError(error)) throw error;
+      const human = `pool ${poolId} is gone, and one of its name would be drained after a restart: ${error.message}`;
+      this.deps.log.warn("pool_drain_kept", { pool_id: poolId, human });
+    }
+  }
+
   stop(): void {
     for (const timer of this.#timers.values()) timer.cancel();
     this.#timers.clear();

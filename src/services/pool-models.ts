@@ -18,7 +18,8 @@ export interface PoolModelsDeps {
   readonly catalog: Catalog;
   readonly files: ModelFiles;
   readonly log: Log;
-  readonly trust: TrustPolicy;
+  /** As they are now. */
+  readonly rules: { readonly trust: TrustPolicy };
 }
 
 export class PoolModels implements ModelGate {
@@ -69,11 +70,11 @@ export class PoolModels implements ModelGate {
   }
 
   #begin({ modelRef }: PoolSpec, modelPath: string): void {
-    const { catalog, files, trust } = this.deps;
+    const { catalog, files, rules } = this.deps;
     if (catalog.running(modelPath) !== null) return;
     const entries = catalog.at(modelPath);
     if (files.locate(modelPath, false).kind === "file") {
-      if (trust === "permissive" || this.#distrust(modelPath) === null) return;
+      if (rules.trust === "permissive" || this.#distrust(modelPath) === null) return;
       const unknown = entries.find(({ digest }) => digest !== null);
       if (unknown !== undefined) catalog.verify(unknown.id);
       return;
@@ -85,12 +86,12 @@ export class PoolModels implements ModelGate {
 
   /** Why the file is not loaded, as the end of a sentence; null: it may be. */
   #distrust(modelPath: string): string | null {
-    const { catalog, files, trust: policy } = this.deps;
+    const { catalog, files, rules } = this.deps;
     const located = files.locate(modelPath, false);
     const file = located.kind === "file" ? located.file : null;
     const entries = catalog.at(modelPath);
     const verdicts = (entries.length === 0 ? [null] : entries).map((entry) => ({
-      trust: trustOf(policy, entry, file),
+      trust: trustOf(rules.trust, entry, file),
       refuted: entry?.verification != null && resultOf(entry.verification.reason) === "failed",
     }));
     const wrong = verdicts.find(({ trust, refuted }) => refuted && !trust.trusted);

@@ -4,9 +4,11 @@
  * Always holds: one reload a pool at a time, and none while it is drained; what waits was held against the new model
  * before that serves; a part of an answer is never continued by another model.
  */
+import { assert } from "../domain/assert.ts";
 import { OrchestratorError } from "../domain/errors.ts";
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec } from "../domain/pool.ts";
+import { isNarrower } from "../domain/pool-diff.ts";
 import {
   beginReload,
   isOver,
@@ -70,7 +72,12 @@ export interface PoolReloadsDeps {
   readonly onFatal: (error: unknown) => void;
 }
 
+/** What the configuration wants of a pool. */
+export type Replacement = Pick<ReloadRequest, "strategy" | "deadlineMs">;
+
 interface Job {
+  /** The configuration asked for it: what it says is the pool's from then on. */
+  readonly configured: boolean;
   readonly from: PoolSpec;
   to: PoolSpec;
   /** Whether the new model is another one than the old; settled by the check. */
@@ -129,13 +136,58 @@ export class PoolReloads {
     const from = this.deps.specs.get(poolId);
     const { modelRef, digest } = request;
     const to = this.deps.targets.resolve(from, modelRef, digest, this.deps.specs.configured(poolId));
+    return this.#begin(from, to, request, false);
+  }
+
+  /**
+   * The same for what the configuration says of a pool now, a drained one too: it stays drained. None runs, see `settled`.
+   */
+  replace(to: PoolSpec, how: Replacement): { readonly ended: Promise<void> } {
+    assert(!this.isReloading(to.id), `one reload of pool ${to.id} at a time`);
+    return this.#begin(this.deps.specs.get(to.id), to, { ...how, modelRef: to.modelRef, digest: null }, true);
+  }
+
+  /** Resolves when none runs, however it ended. */
+  async settled(poolId: string): Promise<void> {
+    for (
+      let job = this.#jobs.get(poolId);
+      job !== undefined && !isOver(job.state);
+      job = this.#jobs.get(poolId)
+    )
+      await job.ended.promise.catch(() => undefined);
+  }
+
+  /** The pool is taken out. None runs. */
+  forget(poolId: string): void {
+    assert(!this.isReloading(poolId), `no reload of pool ${poolId} runs`);
+    this.#jobs.delete(poolId);
+  }
+
+  #begin(
+    from: PoolSpec,
+    to: PoolSpec,
+    request: ReloadRequest,
+    configured: boolean,
+  ): { readonly ended: Promise<void> } {
+    const poolId = to.id;
     const ended = Promise.withResolvers<void>();
     // Whoever does not wait for it need not hear of it.
     ended.promise.catch(() => undefined);
     const { state, commands } = beginReload(request.strategy);
     const sinceMs = this.deps.clock.nowMs();
     const abort = new AbortController();
-    const job: Job = { from, to, another: true, request, sinceMs, abort, ended, state, timer: null };
+    const job: Job = {
+      configured,
+      from,
+      to,
+      another: true,
+      request,
+      sinceMs,
+      abort,
+      ended,
+      state,
+      timer: null,
+    };
     this.#jobs.set(poolId, job);
     this.deps.log.info("pool_reload_begun", {
       ...fields(job),
@@ -278,7 +330,7 @@ export class PoolReloads {
 
   /** What waits and no longer fits ends; what came meanwhile is looked at, too. */
   async #recheck(job: Job): Promise<void> {
-    if (!job.another) return;
+    if (!job.another && !isNarrower(job.from, job.to)) return;
     const { dispatcher, control, registry, clock } = this.deps;
     const { id: poolId, modelRef } = job.to;
     const seen = new Set<string>();
@@ -293,7 +345,10 @@ export class PoolReloads {
         if (registry.find(taskId)?.state !== "queued") continue;
         const problem = await this.#misfit(job, taskId, replica);
         if (problem === null) continue;
-        await dispatcher.tell({ type: "task_unfit", taskId, message: unfitMessage(modelRef, problem) });
+        const message = job.another
+          ? unfitMessage(modelRef, problem)
+          : `its pool has other engines now, and ${problem}; or submit it again to another pool`;
+        await dispatcher.tell({ type: "task_unfit", taskId, message });
       }
     }
   }
@@ -305,6 +360,7 @@ export class PoolReloads {
   ): Promise<string | null> {
     const spec = forModel(this.deps.specOf(taskId), to.modelRef);
     const ctx = snapshot.identity?.ctxPerSlot ?? spec.ctx;
+    if (!to.workloads.includes(spec.workload)) return `it does no work of the kind ${spec.workload}`;
     if (spec.workload !== "completion") return null;
     try {
       await fittingPrompt(spec, client, ctx, abort.signal);
@@ -320,7 +376,8 @@ export class PoolReloads {
   #flip(job: Job): void {
     const { specs, dispatcher, control } = this.deps;
     try {
-      specs.replace(job.to);
+      if (job.configured) specs.configure(job.to);
+      else specs.replace(job.to);
     } catch (error) {
       if (!isStoreError(error)) throw error;
       this.#step(job, { type: "new_failed", problem: "the disk that holds the daemon's state refuses" });
@@ -329,7 +386,7 @@ export class PoolReloads {
     const { id: poolId } = job.to;
     const replicaIds = control.serving(poolId);
     void dispatcher.tell({ type: "replicas_retired", poolId, replicaIds, another: job.another });
-    dispatcher.replacePool(job.to);
+    void dispatcher.roster.replace(job.to);
     control.promote(poolId);
     this.#step(job, { type: "flipped" });
   }

@@ -3,7 +3,9 @@
  * totals. Owned by the dispatcher's turn; the forecast and the views of the API read it.
  */
 import { assert } from "../domain/assert.ts";
+import { OrchestratorError } from "../domain/errors.ts";
 import type { EngineIdentity, PoolSpec } from "../domain/pool.ts";
+import { withSettingsOf } from "../domain/pool-diff.ts";
 import { createPredictor, type PredictorState } from "../domain/predictor.ts";
 import type { EngineClient } from "../ports/engine.ts";
 
@@ -32,26 +34,46 @@ export interface PoolRuntime {
   tokensOut: number;
 }
 
+const runtimeOf = (spec: PoolSpec): PoolRuntime => ({
+  spec,
+  predictor: createPredictor(),
+  ready: new Map(),
+  identity: null,
+  loadingSinceMs: null,
+  submitting: 0,
+  done: 0,
+  failed: 0,
+  tokensOut: 0,
+});
+
+/** To whom a pool was named before it was taken out. */
+export const poolGone = (poolId: string): OrchestratorError =>
+  new OrchestratorError("POOL_UNAVAILABLE", `pool ${poolId} is no longer configured: submit the task again`, {
+    poolId,
+  });
+
 export class PoolRuntimes {
-  private readonly pools: ReadonlyMap<string, PoolRuntime>;
+  private readonly pools: Map<string, PoolRuntime>;
 
   constructor(specs: readonly PoolSpec[]) {
-    this.pools = new Map(
-      specs.map((spec) => [
-        spec.id,
-        {
-          spec,
-          predictor: createPredictor(),
-          ready: new Map(),
-          identity: null,
-          loadingSinceMs: null,
-          submitting: 0,
-          done: 0,
-          failed: 0,
-          tokensOut: 0,
-        },
-      ]),
-    );
+    this.pools = new Map(specs.map((spec) => [spec.id, runtimeOf(spec)]));
+  }
+
+  add(spec: PoolSpec): void {
+    assert(!this.pools.has(spec.id), `pool ${spec.id} is added once`);
+    this.pools.set(spec.id, runtimeOf(spec));
+  }
+
+  remove(poolId: string): void {
+    this.pools.delete(poolId);
+  }
+
+  /** Something that its engines need not be replaced for; what runs goes on as it began. */
+  configure(spec: PoolSpec): void {
+    const pool = this.get(spec.id);
+    pool.spec = withSettingsOf(pool.spec, spec);
+    for (const [replicaId, ready] of pool.ready)
+      pool.ready.set(replicaId, { ...ready, spec: withSettingsOf(ready.spec, spec) });
   }
 
   has(poolId: string): boolean {
@@ -78,12 +100,15 @@ export class PoolRuntimes {
     const isSame =
       spec.modelRef === pool.spec.modelRef || spec.sameModel?.modelRefs.includes(pool.spec.modelRef);
     if (!isSame) pool.predictor = createPredictor();
+    // Its replicas say anew what they are.
+    pool.identity = null;
     pool.spec = spec;
   }
 
+  /** @throws POOL_UNAVAILABLE: it was taken out since it was named */
   get(poolId: string): PoolRuntime {
     const pool = this.pools.get(poolId);
-    assert(pool !== undefined, `pool ${poolId} exists`);
+    if (pool === undefined) throw poolGone(poolId);
     return pool;
   }
 }

@@ -1,6 +1,6 @@
 /**
  * What each pool is now: as the configuration says, with the model that a reload gave it. Made at the start; the list is
- * shared by whoever looks at pools, and changes in place with a reload, its order never.
+ * shared by whoever looks at pools, and changes in place with a reload and with the configuration.
  *
  * Always holds: a model that a reload gave a pool stays across restarts until the configuration of that pool changes.
  */
@@ -10,7 +10,7 @@ import type { KeptRecords, ModelRecord } from "../ports/pool-store.ts";
 import type { Log } from "../ports/telemetry.ts";
 
 export class PoolSpecs {
-  readonly #configured: ReadonlyMap<string, PoolSpec>;
+  readonly #configured: Map<string, PoolSpec>;
   readonly #now: PoolSpec[];
 
   /** @throws StoreError */
@@ -53,6 +53,48 @@ export class PoolSpecs {
     return pool;
   }
 
+  /** Null: there is none of that name. */
+  find(poolId: string): PoolSpec | null {
+    return this.#configured.get(poolId) ?? null;
+  }
+
+  /** It is seen from now on. */
+  add(spec: PoolSpec): void {
+    assert(!this.#configured.has(spec.id), `pool ${spec.id} is added once`);
+    this.#configured.set(spec.id, spec);
+    this.#now.push(spec);
+  }
+
+  /** In the order of the configuration; those that it names no longer come last. */
+  arrange(order: readonly string[]): void {
+    const placeOf = ({ id }: PoolSpec): number => (order.includes(id) ? order.indexOf(id) : order.length);
+    this.#now.sort((a, b) => placeOf(a) - placeOf(b));
+  }
+
+  /** Nobody sees it any more, nor the model that a reload gave it. @throws StoreError, and nothing has changed */
+  remove(poolId: string): void {
+    this.store.remove(poolId);
+    this.#configured.delete(poolId);
+    this.#now.splice(this.#placeOf(poolId), 1);
+  }
+
+  /** The configuration says this of it now, and so it is; on the disk as `replace`. @throws StoreError */
+  configure(spec: PoolSpec): void {
+    // What a reload found of the model's bytes is no setting, and outlives a restart.
+    const { sameModel = null, ...configured } = spec;
+    const { id: poolId, modelRef, modelPath } = spec;
+    if (sameModel === null) this.store.remove(poolId);
+    else this.store.put({ poolId, modelRef, modelPath, configured: settingsOf(configured), sameModel });
+    this.#configured.set(poolId, configured);
+    this.#now[this.#placeOf(spec.id)] = spec;
+  }
+
+  #placeOf(poolId: string): number {
+    const place = this.#now.findIndex(({ id }) => id === poolId);
+    assert(place >= 0, `pool ${poolId} exists`);
+    return place;
+  }
+
   /** On the disk when it returns. @throws StoreError, and nothing has changed */
   replace(spec: PoolSpec): void {
     const { id: poolId, modelRef, modelPath, sameModel = null } = spec;
@@ -60,7 +102,7 @@ export class PoolSpecs {
     const isConfigured = configured.modelRef === modelRef && configured.modelPath === modelPath;
     if (isConfigured && sameModel === null) this.store.remove(poolId);
     else this.store.put({ poolId, modelRef, modelPath, configured: settingsOf(configured), sameModel });
-    this.#now[this.#now.findIndex(({ id }) => id === poolId)] = spec;
+    this.#now[this.#placeOf(poolId)] = spec;
   }
 }
 

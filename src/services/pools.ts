@@ -246,13 +246,12 @@ export class Pools {
       device,
       sample,
       failures,
-      replicas: replicas.map(({ replica: { poolId, replicaId, identity }, usedBytes }) => ({
-        engine: this.get(poolId).engine,
-        engineVersion: identity?.engineVersion ?? "",
-        poolId,
-        replicaId,
-        usedBytes,
-      })),
+      replicas: replicas.flatMap(({ replica: { poolId, replicaId, identity }, usedBytes }) => {
+        // The sample may be older than the pool's end.
+        const engine = this.deps.pools.find(({ id }) => id === poolId)?.engine;
+        const engineVersion = identity?.engineVersion ?? "";
+        return engine === undefined ? [] : [{ engine, engineVersion, poolId, replicaId, usedBytes }];
+      }),
     }));
   }
 }

@@ -12,7 +12,7 @@ import type { Prediction } from "../domain/predictor.ts";
 import type { TaskSpec } from "../domain/task.ts";
 import type { StoreError, StoreErrorKind } from "../ports/task-store.ts";
 
-const about = (pool: PoolSpec) => ({ poolId: pool.id, engine: pool.engine });
+const about = (pool: Pick<PoolSpec, "id" | "engine">) => ({ poolId: pool.id, engine: pool.engine });
 
 // ---- no pool ----
 
@@ -91,7 +91,7 @@ function ruledOut(reasons: readonly PoolReason[]): OrchestratorError {
 
 // ---- not now ----
 
-export function shuttingDown(pool: PoolSpec): OrchestratorError {
+export function shuttingDown(pool: Pick<PoolSpec, "id" | "engine">): OrchestratorError {
   return new OrchestratorError("POOL_UNREADY", "the daemon is shutting down: try again when it is back", {
     ...about(pool),
     retryAfterMs: limits.poolRetryMs,

@@ -75,10 +75,10 @@ type WithoutIncarnation<F> = F extends ReplicaFact ? Omit<F, "incarnation"> : ne
 
 export class ReplicaRunner {
   readonly replicaId: string;
-  readonly pool: PoolSpec;
+  #pool: PoolSpec;
   readonly #ports: RunnerPorts;
   readonly #adapter: EngineAdapter;
-  readonly #policy: ReplicaPolicy;
+  #policy: ReplicaPolicy;
   readonly #hooks: RunnerHooks;
   readonly #tail = new LogTail();
   readonly #inputs: StartInputs;
@@ -100,12 +100,23 @@ export class ReplicaRunner {
   ) {
     this.#state = newReplica(incarnation);
     this.replicaId = replicaId;
-    this.pool = pool;
+    this.#pool = pool;
     this.#adapter = adapter;
     this.#policy = policy;
     this.#ports = ports;
     this.#inputs = new StartInputs(pool, ports.processes, ports.models ?? null);
     this.#hooks = hooks;
+  }
+
+  /** As it was started, or is to be. */
+  get pool(): PoolSpec {
+    return this.#pool;
+  }
+
+  /** What needs no other engine, from now on. */
+  configure(pool: PoolSpec, policy: ReplicaPolicy): void {
+    this.#pool = pool;
+    this.#policy = policy;
   }
 
   get state(): Replica["state"] {

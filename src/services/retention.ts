@@ -11,11 +11,16 @@ export class Retention {
     private readonly clock: Clock,
     private readonly store: TaskStore,
     private readonly log: Log,
-    private readonly retentionMs: number,
+    private retentionMs: number,
   ) {}
 
   start(): void {
     this.arm(limits.retentionEveryMs);
+  }
+
+  /** From now on. */
+  retain(ms: number): void {
+    this.retentionMs = ms;
   }
 
   stop(): void {

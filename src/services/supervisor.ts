@@ -8,10 +8,12 @@
 import { assert } from "../domain/assert.ts";
 import type { EngineKind } from "../domain/engine-kind.ts";
 import type { PoolSpec, ReplicaFailure, ReplicaSnapshot } from "../domain/pool.ts";
+import { withSettingsOf } from "../domain/pool-diff.ts";
 import { type RestartPolicy, replicaPolicy } from "../domain/replica-model.ts";
 import type { EngineAdapter } from "../ports/engine.ts";
 import type {
   GenerationControl,
+  PoolControl,
   ReplicaControl,
   ReplicaListener,
   StagedReplica,
@@ -31,8 +33,9 @@ interface Staged {
   over: boolean;
 }
 
-export class Supervisor implements ReplicaControl, GenerationControl {
+export class Supervisor implements ReplicaControl, GenerationControl, PoolControl {
   readonly #options: SupervisorOptions;
+  #restart: RestartPolicy;
   readonly #pools = new Map<string, readonly ReplicaRunner[]>();
   readonly #staged = new Map<string, Staged>();
   /** Replicas whose place others have taken. */
@@ -53,27 +56,22 @@ export class Supervisor implements ReplicaControl, GenerationControl {
 
   constructor(options: SupervisorOptions) {
     this.#options = options;
+    this.#restart = options.restart;
   }
 
   /** Once. The host's `sweep` comes before it, so that nothing of an earlier daemon holds a socket. */
   start(pools: readonly PoolSpec[], listener: ReplicaListener): void {
     assert(this.#listener === null, "a supervisor starts once");
     this.#listener = listener;
-    const hooks = this.#hooksFor(listener);
-    this.#hooks = hooks;
-    for (const pool of pools) {
-      assert(!this.#pools.has(pool.id), `pool ${pool.id} is there once`);
-      const runners = Array.from({ length: pool.replicas }, (_, at) =>
-        this.#runner(pool, `${pool.id}-${at}`, hooks),
-      );
-      this.#pools.set(pool.id, runners);
-      for (const runner of runners) this.#replicas.set(runner.replicaId, runner);
-    }
+    this.#hooks = this.#hooksFor(listener);
+    for (const pool of pools) this.#supervise(pool);
     for (const pool of pools) if (pool.preload) this.ensurePool(pool.id);
   }
 
   ensurePool(poolId: string): void {
     if (this.#stopping || this.#preparing.has(poolId) || this.#parked.has(poolId)) return;
+    // It was asked for in the moment in which it was removed.
+    if (!this.#pools.has(poolId)) return;
     const [first] = this.#ofPool(poolId);
     const prepared = first === undefined ? null : (this.#options.models?.prepare(first.pool) ?? null);
     if (prepared === null) {
@@ -89,7 +87,7 @@ export class Supervisor implements ReplicaControl, GenerationControl {
   }
 
   #startPool(poolId: string): void {
-    if (this.#stopping || this.#parked.has(poolId)) return;
+    if (this.#stopping || this.#parked.has(poolId) || !this.#pools.has(poolId)) return;
     for (const runner of this.#ofPool(poolId)) runner.send({ type: "start_requested" });
   }
 
@@ -141,6 +139,64 @@ export class Supervisor implements ReplicaControl, GenerationControl {
     this.#stopping = true;
     for (const runner of this.#replicas.values()) runner.send({ type: "force_stop_requested" });
     this.#settle();
+  }
+
+  // ---- pools that come, change and go ----
+
+  addPool(pool: PoolSpec): void {
+    this.#supervise(pool);
+    if (pool.preload) this.ensurePool(pool.id);
+  }
+
+  async removePool(poolId: string): Promise<void> {
+    assert(!this.#staged.has(poolId) && !this.#retired.has(poolId), `pool ${poolId} is not being replaced`);
+    const runners = this.#ofPool(poolId);
+    this.#parked.add(poolId);
+    await this.#stopped(runners);
+    this.#forget(runners);
+    this.#pools.delete(poolId);
+    this.#parked.delete(poolId);
+  }
+
+  configurePool(pool: PoolSpec): void {
+    const { id } = pool;
+    const replacing = [...(this.#staged.get(id)?.runners ?? []), ...(this.#retired.get(id) ?? [])];
+    for (const runner of [...this.#ofPool(id), ...replacing]) {
+      const now = withSettingsOf(runner.pool, pool);
+      runner.configure(now, replicaPolicy(now, this.#restart));
+    }
+    if (pool.preload) this.ensurePool(id);
+  }
+
+  isStopped(poolId: string): boolean {
+    const isBusy = [this.#preparing, this.#parked, this.#staged, this.#retired].some((some) =>
+      some.has(poolId),
+    );
+    return !isBusy && this.#ofPool(poolId).every(({ state }) => state === "stopped");
+  }
+
+  exchangeStopped(pool: PoolSpec): void {
+    assert(this.isStopped(pool.id), `no replica of pool ${pool.id} was started`);
+    this.#forget(this.#ofPool(pool.id));
+    this.#pools.delete(pool.id);
+    this.addPool(pool);
+  }
+
+  configureRestarts(restart: RestartPolicy): void {
+    this.#restart = restart;
+    for (const runner of this.#replicas.values())
+      runner.configure(runner.pool, replicaPolicy(runner.pool, restart));
+  }
+
+  #supervise(pool: PoolSpec): void {
+    assert(!this.#pools.has(pool.id), `pool ${pool.id} is there once`);
+    const hooks = this.#hooks;
+    assert(hooks !== null, "a supervisor that was started takes pools");
+    const runners = Array.from({ length: pool.replicas }, (_, at) =>
+      this.#runner(pool, `${pool.id}-${at}`, hooks),
+    );
+    this.#pools.set(pool.id, runners);
+    for (const runner of runners) this.#replicas.set(runner.replicaId, runner);
   }
 
   // ---- another generation ----
@@ -268,7 +324,7 @@ export class Supervisor implements ReplicaControl, GenerationControl {
   #runner(pool: PoolSpec, replicaId: string, hooks: RunnerHooks): ReplicaRunner {
     const adapter = this.#options.adapters.get(pool.engine);
     assert(adapter !== undefined, `engine ${pool.engine} has an adapter`);
-    const policy = replicaPolicy(pool, this.#options.restart);
+    const policy = replicaPolicy(pool, this.#restart);
     const before = this.#incarnations.get(replicaId) ?? 0;
     return new ReplicaRunner(replicaId, pool, adapter, policy, this.#options, hooks, before);
   }

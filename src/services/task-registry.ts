@@ -102,11 +102,16 @@ export class TaskRegistry {
   private inputBytes = 0;
 
   constructor(
-    private readonly retentionMs: number,
+    private retentionMs: number,
     private readonly inputBytesMax: number = limits.waitingInputBytesMax,
     /** Where the frames of its logs go before they are shown; null: nowhere. */
     private readonly ahead: Ahead | null = null,
   ) {}
+
+  /** How long the records of ended tasks are kept, from now on. */
+  retain(ms: number): void {
+    this.retentionMs = ms;
+  }
 
   get size(): number {
     return this.records.size;

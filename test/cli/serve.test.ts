@@ -1,6 +1,6 @@
 /** The life of `serve`: banner and first key, signals and exit codes, one daemon per state folder. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -38,8 +38,8 @@ class Output {
   }
 }
 
-function start(behaviour: string, stateDir = join(folder, String(states++))) {
-  const args = ["--state-dir", stateDir, "--addr", "127.0.0.1:4321"];
+function start(behaviour: string, stateDir = join(folder, String(states++)), more: readonly string[] = []) {
+  const args = ["--state-dir", stateDir, "--addr", "127.0.0.1:4321", ...more];
   const child = Bun.spawn([process.execPath, script, behaviour, ...args], {
     cwd: folder,
     env: { PATH: "/nowhere", HOME: folder },
@@ -89,6 +89,25 @@ describe("start", () => {
     second.child.kill("SIGINT");
     expect(await second.ended()).toBe(130);
     expect(second.stderr.text).not.toContain(key);
+  });
+
+  test("SIGHUP has the configuration read again, with all that is wrong with it (ORCHD-CONF-1)", async () => {
+    const file = join(folder, "hup.yaml");
+    const pools = (id: string) => `pools: [{ id: ${id}, engine: mock, model: "mock:words" }]\n`;
+    writeFileSync(file, pools("one"));
+    const daemon = start("plain", undefined, ["--config", file]);
+    await daemon.stderr.contains("shown this once");
+    writeFileSync(file, pools("two"));
+    daemon.child.kill("SIGHUP");
+    await daemon.stdout.contains("reload SIGHUP two");
+    writeFileSync(file, "pool: []\n");
+    daemon.child.kill("SIGHUP");
+    await daemon.stdout.contains(`reload SIGHUP ${file}:1:1: pool: unknown key; did you mean pools?`);
+    rmSync(file);
+    daemon.child.kill("SIGHUP");
+    await daemon.stdout.contains("cannot read");
+    daemon.child.kill("SIGTERM");
+    expect(await daemon.ended()).toBe(143);
   });
 
   test("a second daemon on the same state folder is refused before it starts anything", async () => {

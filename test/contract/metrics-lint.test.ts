@@ -73,6 +73,7 @@ function use(metrics: PromMetrics): void {
   metrics.backpressure({ engine: "mock", policy: "reject" });
   metrics.restart({ poolId: "chat", replicaId: "chat/0", cause: "crashed" });
   metrics.poolReloaded({ poolId: "chat", result: "done" });
+  metrics.configReloaded({ result: "done" });
   metrics.modelVerified({ result: "done", reason: "given" });
 }
 

@@ -284,6 +284,13 @@ export class Model {
       case "replicas_retired":
       case "retirement_over":
         throw new Error("the model knows no retired replicas: scheduler-holds.test.ts does");
+      case "pool_added":
+      case "pool_changed":
+      case "pool_leaving":
+      case "leaving_over":
+      case "pool_removed":
+      case "options_changed":
+        throw new Error("the model's pools are always there: scheduler-pools.test.ts changes them");
       case "task_unfit": {
         const task = this.live(event.taskId);
         return task?.state === "waiting" ? [this.finish(task, "failed", "WORKER_RESET", event.message)] : [];

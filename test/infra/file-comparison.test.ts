@@ -8,7 +8,7 @@ import { LocalModelFiles } from "../../src/infra/models/local-model-files.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "orchd-compared-"));
 afterAll(() => rmSync(dir, { recursive: true }));
-const files = new LocalModelFiles({ dir, roots: [], headerProblem: () => null });
+const files = new LocalModelFiles({ dir, roots: [] }, () => null);
 const never = new AbortController().signal;
 const place = (name: string, bytes: Uint8Array): string => {
   const path = join(dir, name);

@@ -114,7 +114,7 @@ function rig(of: Partial<CatalogRules> = {}) {
   const metrics = new RecordingMetrics();
   const log = new RecordingLog();
   const headerProblem = (path: string): string | null => (path.includes("broken") ? "it is broken" : null);
-  const files = new LocalModelFiles({ dir: models, roots: [], headerProblem });
+  const files = new LocalModelFiles({ dir: models, roots: [] }, headerProblem);
   const catalog = new Catalog({
     store: new SqliteModelCatalog(join(folder, "models.sqlite")),
     source,
@@ -133,7 +133,7 @@ function rig(of: Partial<CatalogRules> = {}) {
     open = open.filter((one) => one !== catalog);
     await catalog.stop();
   };
-  const pools = new PoolModels({ catalog, files, log, trust: rules(of).trust });
+  const pools = new PoolModels({ catalog, files, log, rules: rules(of) });
   return { catalog, pools, source, clock, metrics, log, close };
 }
 

@@ -54,7 +54,7 @@ const traces = () => ({
   busy: rig.dispatcher.view.slotsBusy("chat-0"),
   running: rig.runner.size,
   sessions: rig.sessions.size,
-  submitting: rig.dispatcher.submitting("chat"),
+  submitting: rig.dispatcher.runtime("chat").submitting,
   failed: rig.dispatcher.runtime("chat").failed,
   timers: rig.clock.pendingTimers,
   stored: rig.store.reopen("kill").recover().live.length,

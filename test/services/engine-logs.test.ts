@@ -44,7 +44,7 @@ beforeEach(() => {
   logs = new EngineLogs({
     clock,
     scrub,
-    heartbeatMs,
+    rules: { heartbeatMs },
     pools: {
       get: (id) => {
         if (id === "chat" || id === "solo") return undefined as never;

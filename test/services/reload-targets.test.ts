@@ -20,11 +20,9 @@ writeFileSync(path, bytes);
 writeFileSync(join(folder, "outside.gguf"), bytes);
 writeFileSync(join(dir, "text.gguf"), "no model");
 
-const files = new LocalModelFiles({
-  dir,
-  roots: [],
-  headerProblem: (file) => (file.endsWith("text.gguf") ? "no GGUF header" : null),
-});
+const files = new LocalModelFiles({ dir, roots: [] }, (file) =>
+  file.endsWith("text.gguf") ? "no GGUF header" : null,
+);
 const targets = new ReloadTargets({
   files,
   catalog: {

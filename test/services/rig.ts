@@ -58,6 +58,7 @@ export class RecordingMetrics implements Metrics, SessionMetrics {
   readonly placement = (...args: unknown[]): void => this.add("placement", args);
   readonly restart = (...args: unknown[]): void => this.add("restart", args);
   readonly poolReloaded = (...args: unknown[]): void => this.add("poolReloaded", args);
+  readonly configReloaded = (...args: unknown[]): void => this.add("configReloaded", args);
   readonly modelVerified = (...args: unknown[]): void => this.add("modelVerified", args);
   readonly sessionEvicted = (...args: unknown[]): void => this.add("sessionEvicted", args);
   readonly sessionTurn = (...args: unknown[]): void => this.add("sessionTurn", args);
@@ -191,7 +192,6 @@ export class Rig {
       transcripts: this.transcripts,
       sessions: this.sessions,
       fair: "fifo",
-      cutAtDeadline: options.cutAtDeadline ?? false,
       log,
       metrics,
       control: this.supervisor,
@@ -201,7 +201,10 @@ export class Rig {
       drained: options.drained ?? new Set(),
       attemptsMax: 3,
       batchMaxWaitMs: options.batchMaxWaitMs ?? 60_000,
-      minOnTimeProbability: options.minOnTimeProbability ?? 0.05,
+      rules: {
+        cutAtDeadline: options.cutAtDeadline ?? false,
+        minOnTimeProbability: options.minOnTimeProbability ?? 0.05,
+      },
       onFatal: (error) => this.fatal.push(error),
     });
     this.streams = new Streams(

@@ -26,7 +26,7 @@ function serve(bench: SessionsBench) {
       local: { keyId: "local", admin: true, rate: null },
     },
     limited: () => undefined,
-    maxBodyBytes: 1024,
+    maxBodyBytes: () => 1024,
     plugins: [sessionsRoutes({ sessions, contexts, clock })],
   });
   return (method: string, key: string, id = sessionA): Promise<Response> =>

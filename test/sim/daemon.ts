@@ -126,8 +126,10 @@ export class Daemon {
       attemptsMax: options.attemptsMax,
       batchMaxWaitMs: options.batchMaxWaitMs,
       fair: options.fair,
-      cutAtDeadline: options.cutAtDeadline,
-      minOnTimeProbability: options.minOnTimeProbability,
+      rules: {
+        cutAtDeadline: options.cutAtDeadline,
+        minOnTimeProbability: options.minOnTimeProbability,
+      },
       onFatal: options.onFatal,
     });
     this.streams = new Streams(

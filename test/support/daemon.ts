@@ -6,7 +6,15 @@
  * Always holds: after `stop`, `kill9` and `endDaemons` no process with the daemon's folder in its command line
  * is left, engine or guard; one that is left is an error that names it, and is ended.
  */
-import { mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs";
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { sha256Hex } from "../../src/app/config-keys.ts";
@@ -116,6 +124,18 @@ export class LaunchedDaemon {
 
   get hasExited(): boolean {
     return this.#child.exitCode !== null || this.#child.signalCode !== null;
+  }
+
+  /** Its configuration file; the running daemon may have another in memory. */
+  get configFile(): string {
+    return join(this.folder, "config.yaml");
+  }
+
+  /** Puts another in the place of its configuration file, as an editor does. */
+  configure(settings: Settings | string): void {
+    const text = typeof settings === "string" ? settings : configText(settings, this.folder);
+    writeFileSync(`${this.configFile}.new`, text);
+    renameSync(`${this.configFile}.new`, this.configFile);
   }
 
   signal(name: NodeJS.Signals): void {

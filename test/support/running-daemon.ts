@@ -3,16 +3,16 @@
  * default; as a child process where the log is to be read or where it is to be killed. Whoever starts one closes it:
  * the state folder goes with it, unless it was given one, which stays for the next start.
  */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ApiKeys } from "../../src/app/api-keys.ts";
 import { composition } from "../../src/app/bootstrap.ts";
 import { buildInfo } from "../../src/app/build-info.ts";
-import { compileConfig } from "../../src/app/config.ts";
-import { systemFiles } from "../../src/app/config-files.ts";
+import { loadConfig } from "../../src/app/config.ts";
 import { sha256Hex } from "../../src/app/config-keys.ts";
-import type { Daemon } from "../../src/app/daemon.ts";
+import { formatProblem } from "../../src/app/config-problems.ts";
+import type { Daemon, Reread } from "../../src/app/daemon.ts";
 import { startDaemon as launch, runToEnd, type Setting, type Settings } from "./daemon.ts";
 
 export type { Setting, Settings };
@@ -72,6 +72,13 @@ const testSettings: Settings = {
 const fileText = (settings: Settings, stateDir: string): string =>
   JSON.stringify({ ...testSettings, ...settings, addr: "127.0.0.1:0", state_dir: stateDir });
 
+/** Another text in the place of the configuration file of a daemon that was started in this folder. */
+export function replaceConfig(settings: Settings | string, folder: string): void {
+  const text = typeof settings === "string" ? settings : fileText(settings, join(folder, "state"));
+  writeFileSync(join(folder, "config.yaml.new"), text);
+  renameSync(join(folder, "config.yaml.new"), join(folder, "config.yaml"));
+}
+
 const portOf = (url: string): number => Number(new URL(url).port);
 
 export async function startDaemon(settings: Settings, given: string | null = null): Promise<RunningDaemon> {
@@ -83,19 +90,23 @@ export async function startDaemon(settings: Settings, given: string | null = nul
   try {
     const stateDir = join(folder, "state");
     mkdirSync(stateDir, { recursive: true });
-    const compiled = compileConfig({
-      flags: {},
-      env: { PATH: "" },
-      fileText: fileText(settings, stateDir),
-      filePath: join(folder, "config.yaml"),
-      cwd: folder,
-      home: folder,
-      files: systemFiles,
-      readModelKind: composition.readModelKind,
-    });
-    if (!compiled.ok) throw new Error(compiled.problems.map((p) => `${p.path}: ${p.message}`).join("\n"));
-    const { config } = compiled;
-    daemon = await composition.bootstrap({ config, keys: new ApiKeys(config.auth.keys), buildInfo });
+    writeFileSync(join(folder, "config.yaml"), fileText(settings, stateDir));
+    const reread = (): ReturnType<Reread> => {
+      const read = loadConfig({
+        flags: {},
+        env: { PATH: "" },
+        cwd: folder,
+        home: folder,
+        readModelKind: composition.readModelKind,
+        inUse: join(folder, "config.yaml"),
+      });
+      if (!read.ok) return { ok: false, problems: read.problems.map(formatProblem) };
+      return { ...read, keys: new ApiKeys(read.config.auth.keys) };
+    };
+    const first = reread();
+    if (!first.ok) throw new Error(first.problems.join("\n"));
+    const { config, keys } = first;
+    daemon = await composition.bootstrap({ config, keys, buildInfo, reread });
   } catch (error) {
     remove();
     throw error;

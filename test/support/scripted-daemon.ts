@@ -16,7 +16,7 @@ const composition: Composition = {
   clock: new SystemClock(),
   entropy: new SystemEntropy(),
   readModelKind: () => null,
-  bootstrap: async ({ config, keys }) => {
+  bootstrap: async ({ config, keys, reread }) => {
     say(`bootstrap ${config.pools.map((pool) => pool.id)} keys=${keys.size}`);
     if (behaviour === "address") {
       throw addressError(Object.assign(new Error("listen"), { code: "EADDRINUSE" }), config.addr);
@@ -31,6 +31,12 @@ const composition: Composition = {
         if (behaviour === "fails") throw new Error("cannot close");
       },
       closeNow: () => say("closeNow"),
+      reload: (why) => {
+        const read = reread();
+        say(
+          `reload ${why} ${read.ok ? read.config.pools.map((pool) => pool.id) : read.problems.join(" | ")}`,
+        );
+      },
     };
   },
 };

@@ -8,6 +8,7 @@ import { apiVersion } from "../../src/api/api-version.ts";
 import { artifactsRoutes } from "../../src/api/artifacts.ts";
 import { capabilitiesRoutes } from "../../src/api/capabilities.ts";
 import { catalogRoutes } from "../../src/api/catalog.ts";
+import { configRoutes } from "../../src/api/config.ts";
 import { engineLogsRoutes } from "../../src/api/engine-logs.ts";
 import { observabilityRoutes } from "../../src/api/observability.ts";
 import { poolControlRoutes } from "../../src/api/pool-control.ts";
@@ -139,7 +140,7 @@ export function buildApp(options: TestAppOptions = {}): TestApp {
       ...options.auth,
     },
     limited: (policy) => limited.push(policy),
-    maxBodyBytes: options.maxBodyBytes ?? 64 * 1024,
+    maxBodyBytes: () => options.maxBodyBytes ?? 64 * 1024,
     plugins: [...(options.shellsOnly ? shellPlugins() : contractPlugins()), ...(options.plugins ?? [])],
   });
   return { app, contexts, log, clock, limited };
@@ -253,6 +254,7 @@ function shellPlugins(): AnyElysia[] {
     artifactsRoutes({ artifacts: nothing, contexts: nothing }),
     catalogRoutes({ catalog: nothing, contexts: nothing }),
     capabilitiesRoutes({ capabilities: nothing }),
+    configRoutes({ config: nothing, contexts: nothing }),
     observabilityRoutes({ readiness: nothing, metrics: nothing }),
   ];
 }
@@ -356,6 +358,7 @@ function contractPlugins(): AnyElysia[] {
     sessions,
     artifactsRoutes({ artifacts: nothing, contexts: nothing }),
     catalogRoutes({ catalog: nothing, contexts: nothing }),
+    configRoutes({ config: nothing, contexts: nothing }),
     engineLogsRoutes({ engineLogs: nothing, streams: nothing, contexts: nothing }),
     poolControlRoutes({ pools: nothing, drains: nothing, reloads: nothing, contexts: nothing }),
     control,

@@ -20,6 +20,7 @@ export interface VerifiedKey {
   readonly rate: Rate | null;
 }
 
+/** Asked at each request: the configuration may be read again. */
 export interface AuthDeps {
   readonly mode: AuthMode;
   /** The key that was presented, or null when it is none of ours. Compares digests in constant time. */

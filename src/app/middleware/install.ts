@@ -25,7 +25,8 @@ export interface MiddlewareDeps {
   readonly auth: AuthDeps;
   /** Told each time that a bound of the key itself holds a request back, by its policy_label. */
   readonly limited: (policy: string) => void;
-  readonly maxBodyBytes: number;
+  /** As it is now. */
+  readonly maxBodyBytes: () => number;
   /** Largest body of one path where it differs; null: the route reads and bounds it itself. */
   readonly bodyBytesOf?: (path: string) => number | null | undefined;
   /** Raw paths that need no key. */
@@ -37,7 +38,7 @@ export function installMiddleware(app: AnyElysia, deps: MiddlewareDeps): void {
 
   const bodyBytesMax = (request: Request): number | null => {
     const own = deps.bodyBytesOf?.(requestPath(request));
-    return own === undefined ? deps.maxBodyBytes : own;
+    return own === undefined ? deps.maxBodyBytes() : own;
   };
 
   const admit = (request: Request): void => {

@@ -10,16 +10,18 @@ import { haveSameBytes } from "./file-comparison.ts";
 import { sha256OfFile } from "./file-digest.ts";
 import { codeOf } from "./part-file.ts";
 
-export interface LocalModelFilesOptions {
-  /** Absolute paths. */
+export interface ModelHomes {
+  /** Absolute paths, as they are now. */
   readonly dir: string;
   readonly roots: readonly string[];
-  /** What is wrong with a file's header, in one line; null: it is a GGUF file. */
-  readonly headerProblem: (path: string) => string | null;
 }
 
 export class LocalModelFiles implements ModelFiles {
-  constructor(private readonly options: LocalModelFilesOptions) {}
+  /** `problemOf`: what is wrong with a file's header, in one line; null: it is a GGUF file. */
+  constructor(
+    private readonly options: ModelHomes,
+    private readonly problemOf: (path: string) => string | null,
+  ) {}
 
   pathOf(path: string): string {
     return resolve(this.options.dir, path);
@@ -44,7 +46,7 @@ export class LocalModelFiles implements ModelFiles {
   }
 
   headerProblem(path: string): string | null {
-    return this.options.headerProblem(path);
+    return this.problemOf(path);
   }
 
   async digest(path: string, onBytes: (done: number) => void, signal: AbortSignal): Promise<string> {

@@ -43,6 +43,11 @@ export class PinoLog implements Log {
     );
   }
 
+  /** From now on. */
+  setLevel(level: LogLevel): void {
+    this.logger.level = level;
+  }
+
   debug(event: string, fields: LogFields): void {
     // Records are built only for levels that are on: a debug call costs a comparison otherwise.
     if (this.logger.isLevelEnabled("debug")) this.logger.debug(record(event, fields));

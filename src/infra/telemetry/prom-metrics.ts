@@ -140,6 +140,11 @@ export class PromMetrics implements Metrics {
     "pool_id",
     "result",
   ]);
+  private readonly configReloads = this.counter(
+    "config_reloads_total",
+    "Times that the configuration was read again, by what came of it.",
+    ["result"],
+  );
   private readonly brier = this.gauge(
     "prediction_brier_score",
     "Mean squared error of on_time_probability, 0 to 1, less is better; absent until a deadline was scored.",
@@ -304,6 +309,10 @@ export class PromMetrics implements Metrics {
 
   poolReloaded({ poolId, result }: { poolId: string; result: "done" | "failed" }): void {
     this.count("pool_reloads_total", this.reloads, { pool_id: poolId, result });
+  }
+
+  configReloaded(labels: { result: "done" | "failed" | "canceled" }): void {
+    this.count("config_reloads_total", this.configReloads, labels);
   }
 
   modelVerified(labels: { result: "done" | "failed" | "canceled"; reason: string }): void {
