@@ -128,8 +128,11 @@ export interface EngineClient {
   /** "ok" when it takes requests, "loading" while it does not yet; throws EngineError when unreachable. */
   health(signal: AbortSignal): Promise<"ok" | "loading">;
   identity(signal: AbortSignal): Promise<EngineIdentity>;
-  /** A real decode of a few tokens (or a real embedding, for such a model): readiness that means something. */
-  warmUp(signal: AbortSignal): Promise<WarmUpSpeed>;
+  /**
+   * A real decode of a few tokens (or a real embedding, for such a model): readiness that means something. With
+   * `speedKnown` as short a one as shows that it works: nobody reads its speed, and work may be waiting for it.
+   */
+  warmUp(signal: AbortSignal, speedKnown?: boolean): Promise<WarmUpSpeed>;
   /** Number of tokens of a prompt with the special tokens that it gets. Chats where the engine renders them itself. */
   countTokens(prompt: string | ChatPrompt, signal: AbortSignal): Promise<number>;
   /** Its ids. `asPrompt`: with the special tokens, as a generation reads a prompt; else the text's own. */

@@ -87,6 +87,8 @@ export class ReplicaRunner {
   #handling = false;
   #state: Replica;
   #run: Run | null = null;
+  /** Of its first start. The same model on the same devices is no other after the next one. */
+  #speed: WarmUpSpeed | null = null;
 
   constructor(
     replicaId: string,
@@ -334,10 +336,12 @@ export class ReplicaRunner {
 
   #warmUp(run: Run): void {
     const { client, abort } = run;
-    const warmUp = async () => ({
-      identity: await client.identity(abort.signal),
-      speed: await client.warmUp(abort.signal),
-    });
+    const warmUp = async () => {
+      const identity = await client.identity(abort.signal);
+      const measured = await client.warmUp(abort.signal, this.#speed !== null);
+      this.#speed ??= measured;
+      return { identity, speed: this.#speed };
+    };
     warmUp().then(
       ({ identity, speed }) => this.#fact(run, { type: "warm_up_done", identity, speed }),
       (error: unknown) => {

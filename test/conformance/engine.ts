@@ -70,6 +70,8 @@ export function engineConformance(factory: EngineFactory): void {
         expect(speed.prefillTps).toBeGreaterThan(0);
         expect(speed.decodeTps).toBeGreaterThan(0);
         expect(Number.isFinite(speed.prefillTps + speed.decodeTps)).toBe(true);
+        const brief = await client().warmUp(never, true);
+        expect(Math.min(brief.prefillTps, brief.decodeTps)).toBeGreaterThan(0);
       });
 
       test("tokens are counted with the special ones, and agree with what a generation says", async () => {
@@ -328,7 +330,8 @@ export function engineConformance(factory: EngineFactory): void {
       test("embeddings: one vector a text, the same every time, near for the same words", async () => {
         const embedder = await factory.start("embedding");
         try {
-          expect((await embedder.client.warmUp(never)).prefillTps).toBeGreaterThan(0);
+          for (const speedKnown of [false, true])
+            expect((await embedder.client.warmUp(never, speedKnown)).prefillTps).toBeGreaterThan(0);
           const texts = ["the small river", "the small river", "a patient engine answers"];
           const { vectors, tokensIn } = await embedder.client.embed(texts, never);
           expect(vectors).toHaveLength(3);
@@ -348,7 +351,8 @@ export function engineConformance(factory: EngineFactory): void {
       test("rerank: one score for every text", async () => {
         const ranker = await factory.start("rerank");
         try {
-          expect((await ranker.client.warmUp(never)).prefillTps).toBeGreaterThan(0);
+          for (const speedKnown of [false, true])
+            expect((await ranker.client.warmUp(never, speedKnown)).prefillTps).toBeGreaterThan(0);
           const { scores, tokensIn } = await ranker.client.rerank(
             "old river",
             ["blue sky", "the old river"],

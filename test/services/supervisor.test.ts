@@ -202,6 +202,27 @@ describe("restarting", () => {
     expect(metrics.restarts).toEqual([{ poolId: "chat", replicaId: "chat-0", cause: "crashed" }]);
   });
 
+  test("speed is measured at the first start; later ones only show that it decodes, and tell the same speed", async () => {
+    await begin(spawned());
+    expect(llama.last.brief).toBe(false);
+    processes.last.exit({ code: null, signal: "SIGABRT" });
+    await clock.advance(250);
+    expect(stateOf("chat")).toBe("ready");
+    expect(llama.clients).toHaveLength(2);
+    expect(llama.last.brief).toBe(true);
+    const [first, second] = listener.ready.map(({ speed }) => speed);
+    expect(second).toEqual(first as never);
+  });
+
+  test("a first start that did not decode measured nothing: the next one does", async () => {
+    llama.behaviour.warmUp = "fails";
+    await begin(spawned());
+    llama.behaviour.warmUp = "ok";
+    await clock.advance(250);
+    expect(stateOf("chat")).toBe("ready");
+    expect(llama.last.brief).toBe(false);
+  });
+
   test("the log outlives the restart, but does not explain the next failure", async () => {
     await begin(spawned());
     processes.last.says("std::bad_alloc");

@@ -117,6 +117,8 @@ export class FakeClient implements EngineClient {
   readonly #died = Promise.withResolvers<string>();
   healthCalls = 0;
   warmUps = 0;
+  /** Of the last warm-up: as brief as can be. */
+  brief = false;
   closed = false;
 
   constructor(kind: EngineKind, behaviour: Behaviour) {
@@ -143,12 +145,14 @@ export class FakeClient implements EngineClient {
   identity() {
     return Promise.resolve(identity({ engine: this.kind, slots: 2 }));
   }
-  warmUp(signal: AbortSignal): Promise<WarmUpSpeed> {
+  warmUp(signal: AbortSignal, speedKnown = false): Promise<WarmUpSpeed> {
     this.warmUps += 1;
+    this.brief = speedKnown;
     const { warmUp } = this.#behaviour;
     if (warmUp === "silent") return untilAborted(signal);
     if (warmUp === "fails") return Promise.reject(new EngineError("protocol", "an empty answer"));
-    return Promise.resolve(speed);
+    // What so short a decode seems to take says nothing.
+    return Promise.resolve(speedKnown ? { prefillTps: 1, decodeTps: 1 } : speed);
   }
   async tokenize(): Promise<number[]> {
     return [];

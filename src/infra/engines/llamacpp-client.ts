@@ -29,6 +29,9 @@ const randomSeed = 0xffff_ffff;
 const warmUpTokens = 8;
 const warmUpText =
   "The engine reads this line once before it takes work, so that its speed is known. ".repeat(3);
+/** One step after the prompt's: without an accelerator the long one takes as long as some loads. */
+const briefWarmUpTokens = 2;
+const briefWarmUpText = "The";
 /** What the final frame keeps of its 1.5 kB; frames in between ignore this. */
 const responseFields = [
   "content",
@@ -89,10 +92,13 @@ export class LlamaCppClient implements EngineClient {
   }
 
   async identity(signal: AbortSignal): Promise<EngineIdentity> {
-    const props = await this.#calls.json("/props", null, signal);
-    const models = await this.#calls.json("/v1/models", null, signal);
-    // An engine whose key file was empty is open to everybody; then this one is not what the plan started.
-    const open = await this.#calls.answer("/slots", null, signal, limits.engineControlTimeoutMs, false);
+    // Together: whoever waits for the model waits for them, too.
+    const [props, models, open] = await Promise.all([
+      this.#calls.json("/props", null, signal),
+      this.#calls.json("/v1/models", null, signal),
+      // An engine whose key file was empty is open to everybody; then this one is not what the plan started.
+      this.#calls.answer("/slots", null, signal, limits.engineControlTimeoutMs, false),
+    ]);
     if (open.status !== 401) throw new EngineError("protocol", "the engine answers without its key");
     const settings = isJson(props.default_generation_settings) ? props.default_generation_settings : {};
     const model = Array.isArray(models.data) && isJson(models.data[0]) ? models.data[0] : {};
@@ -118,13 +124,14 @@ export class LlamaCppClient implements EngineClient {
     };
   }
 
-  async warmUp(signal: AbortSignal): Promise<WarmUpSpeed> {
-    if (this.#workload !== "completion") return this.#warmUpByWall(signal);
+  async warmUp(signal: AbortSignal, speedKnown = false): Promise<WarmUpSpeed> {
+    if (this.#workload !== "completion")
+      return this.#warmUpByWall(speedKnown ? briefWarmUpText : warmUpText, signal);
     this.#slotWatch.begin(0);
     const result = await this.#calls.generate(
       {
-        prompt: warmUpText,
-        n_predict: warmUpTokens,
+        prompt: speedKnown ? briefWarmUpText : warmUpText,
+        n_predict: speedKnown ? briefWarmUpTokens : warmUpTokens,
         ignore_eos: true,
         temperature: 0,
         seed: 1,
@@ -261,12 +268,12 @@ export class LlamaCppClient implements EngineClient {
     });
   }
 
-  async #warmUpByWall(signal: AbortSignal): Promise<WarmUpSpeed> {
+  async #warmUpByWall(content: string, signal: AbortSignal): Promise<WarmUpSpeed> {
     const fromMs = this.#clock.nowMs();
     const { tokensIn } =
       this.#workload === "embedding"
-        ? await this.embed([warmUpText], signal)
-        : await this.rerank("What does the engine read?", [warmUpText], signal);
+        ? await this.embed([content], signal)
+        : await this.rerank("What does the engine read?", [content], signal);
     const tps = perSecond(tokensIn, this.#clock.nowMs() - fromMs);
     // Such a model decodes nothing; its prompt speed is the only one that it has.
     return { prefillTps: tps, decodeTps: tps };

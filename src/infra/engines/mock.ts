@@ -134,10 +134,10 @@ export class MockEngineClient implements EngineClient {
     };
   }
 
-  async warmUp(signal: AbortSignal): Promise<WarmUpSpeed> {
+  async warmUp(signal: AbortSignal, speedKnown = false): Promise<WarmUpSpeed> {
     this.#assertServing(signal);
     const { tokenMs, prefillMsPerToken } = this.#options;
-    await this.#pause(warmUpTokens * (tokenMs + prefillMsPerToken), signal);
+    await this.#pause((speedKnown ? 1 : warmUpTokens) * (tokenMs + prefillMsPerToken), signal);
     const perSecond = (ms: number) => (ms > 0 ? Math.min(tpsMax, 1000 / ms) : tpsMax);
     return { prefillTps: perSecond(prefillMsPerToken), decodeTps: perSecond(tokenMs) };
   }
