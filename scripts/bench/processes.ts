@@ -15,6 +15,8 @@ export interface Running {
 
 export interface Daemon extends Running {
   readonly key: string;
+  /** Its log by now: JSON lines. Removed with its folder when it is stopped. */
+  readonly log: () => string;
 }
 
 /** CPU time of all threads of a process, microseconds (/proc/PID/task/TID/schedstat, first field in ns). */
@@ -39,39 +41,19 @@ export async function startEngine(
   ctx: number,
   more: readonly string[] = [],
 ): Promise<Running> {
-  const command = [
-    bin,
-    "-m",
-    model,
-    "--host",
-    "127.0.0.1",
-    "--port",
-    "0",
-    "--no-ui",
-    "--offline",
-    "-np",
-    String(slots),
-  ];
-  const same = [
-    "--no-kv-unified",
-    "-c",
-    String(slots * ctx),
-    "--cache-ram",
-    "512",
-    "-b",
-    "64",
-    "-t",
-    engineThreads,
-    ...more,
-  ];
-  const child = Bun.spawn([...command, ...same, "--log-jsonl", "-lv", "3"], {
-    stdout: "pipe",
-    stderr: "pipe",
-  });
+  const command = [bin, "-m", model, ...engineFlags(slots, ctx, more)];
+  const child = Bun.spawn(command, { stdout: "pipe", stderr: "pipe" });
   void drain(child.stderr);
   const port = await firstMatch(child.stdout, /listening on http:\/\/127\.0\.0\.1:(\d+)/);
   return { pid: child.pid, host: "127.0.0.1", port: Number(port), stop: stopper(child) };
 }
+
+/** Slots, context and batch as the daemon asks for them; on a port of its own choice. */
+export const engineFlags = (slots: number, ctx: number, more: readonly string[]): string[] => [
+  ...["--host", "127.0.0.1", "--port", "0", "--no-ui", "--offline"],
+  ...["-np", String(slots), "--no-kv-unified", "-c", String(slots * ctx), "--cache-ram", "512"],
+  ...["-b", "64", "-t", engineThreads, ...more, "--log-jsonl", "-lv", "3"],
+];
 
 const engineThreads = "1";
 
@@ -82,8 +64,9 @@ export async function startDaemon(binary: string, config: object): Promise<Daemo
   const file = join(folder, "bench.yaml");
   writeFileSync(file, JSON.stringify({ addr: "127.0.0.1:0", state_dir: stateDir, ...config }));
   // Logs go to a file, as under a service manager; the banner on stderr names the port.
+  const log = join(folder, "log");
   const child = Bun.spawn([binary, "--config", file], {
-    stdout: Bun.file(join(folder, "log")),
+    stdout: Bun.file(log),
     stderr: "pipe",
   });
   const port = await firstMatch(child.stderr, /address\s+http:\/\/127\.0\.0\.1:(\d+)/);
@@ -94,6 +77,7 @@ export async function startDaemon(binary: string, config: object): Promise<Daemo
     host: "127.0.0.1",
     port: Number(port),
     key,
+    log: () => readFileSync(log, "utf8"),
     stop: async () => {
       await stop();
       rmSync(folder, { recursive: true, force: true });
@@ -122,34 +106,43 @@ export async function untilReady({ host, port, key }: Daemon, deadlineMs = 60_00
   }
 }
 
-type Child = Bun.Subprocess;
+export type Child = Bun.Subprocess;
 
-function stopper(child: Child): () => Promise<void> {
+export function stopper(child: Child): () => Promise<void> {
   return async () => {
     child.kill("SIGTERM");
     await child.exited;
   };
 }
 
-async function firstMatch(stream: ReadableStream<Uint8Array>, pattern: RegExp): Promise<string> {
+/** What it captures, once the stream has shown it; the rest is read and forgotten, or given to `onText`. */
+export async function firstMatch(
+  stream: ReadableStream<Uint8Array>,
+  pattern: RegExp,
+  onText: (text: string) => void = () => undefined,
+): Promise<string> {
   const reader = stream.getReader();
   const decoder = new TextDecoder();
   let text = "";
   for (;;) {
     const { done, value } = await reader.read();
     if (done) throw new Error(`ended before it was up: ${text.slice(-2000)}`);
-    text += decoder.decode(value, { stream: true });
+    const piece = decoder.decode(value, { stream: true });
+    text += piece;
+    onText(piece);
     const found = pattern.exec(text)?.[1];
     if (found === undefined) continue;
     reader.releaseLock();
     // An undrained log pipe stalls inference.
-    void drain(stream);
+    void drain(stream, onText);
     return found;
   }
 }
 
-async function drain(stream: ReadableStream<Uint8Array>): Promise<void> {
-  for await (const _chunk of stream) {
-    // Read and forgotten.
-  }
+async function drain(
+  stream: ReadableStream<Uint8Array>,
+  onText: (text: string) => void = () => undefined,
+): Promise<void> {
+  const decoder = new TextDecoder();
+  for await (const chunk of stream) onText(decoder.decode(chunk, { stream: true }));
 }

@@ -15,6 +15,9 @@ export function quantile(samples: readonly number[], q: number): number {
 
 export const median = (samples: readonly number[]): number => quantile(samples, 0.5);
 
+export const mean = (samples: readonly number[]): number =>
+  samples.reduce((sum, sample) => sum + sample, 0) / samples.length;
+
 /** 95 % percentile-bootstrap interval of the median. */
 export function medianInterval(samples: readonly number[], rounds = 4000): { low: number; high: number } {
   const next = mulberry32(20260101);
