@@ -11,6 +11,7 @@ import "./steps/catalog.steps.ts";
 import "./steps/config.steps.ts";
 import "./steps/daemon.steps.ts";
 import "./steps/llama-server.steps.ts";
+import "./steps/memory.steps.ts";
 import "./steps/pool-control.steps.ts";
 import "./steps/remote.steps.ts";
 import "./steps/request.steps.ts";

@@ -52,6 +52,7 @@ const compositionRoots = [
   "src/app/bootstrap.ts",
   "src/app/bootstrap-models.ts",
   "src/app/bootstrap-pools.ts",
+  "src/app/bootstrap-residency.ts",
   "src/app/bootstrap-stores.ts",
 ];
 /** The guard runs before there is an application; it is infra's own entry. */
@@ -191,15 +192,7 @@ describe("files", () => {
       new Set(files.flatMap((file) => importsOf(file).map(({ target }) => target)));
     const imported = targetsOf(sources);
     // The events of a stream as the contract has them: nothing validates them at run time, the tests compare them.
-    // What a load will take and which models stay loaded (docs/memory-estimate.md, docs/decisions/0010): known and
-    // measured, and to be asked by the supervisor.
-    const forTests = [
-      "src/domain/memory-experience.ts",
-      "src/domain/residency.ts",
-      "src/api/schema/stream.ts",
-      "src/infra/engines/gguf-tensors.ts",
-      "src/infra/engines/llamacpp-memory.ts",
-    ];
+    const forTests = ["src/api/schema/stream.ts"];
     expect(sources.filter((file) => file !== "src/main.ts" && !imported.has(file))).toEqual(forTests);
     expect(forTests.filter((file) => !targetsOf(everything).has(file))).toEqual([]);
   });

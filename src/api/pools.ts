@@ -54,6 +54,7 @@ const summaryOf = (pool: PoolSummary): SummaryBody => ({
   model_ref: pool.modelRef,
   state: pool.state,
   ready: pool.ready,
+  residence: pool.residence,
   replicas: pool.replicas,
   slots_total: pool.slotsTotal,
   slots_busy: pool.slotsBusy,
@@ -70,6 +71,7 @@ export const healthOf = (pool: PoolHealth, admin: boolean): PoolHealthBody => ({
   engine_version: pool.engineVersion,
   model_ref: pool.modelRef,
   state: pool.state,
+  residence: pool.residence,
   replicas: pool.replicas.map((replica) => replicaOf(replica, admin)),
   queue: queueOf(pool.queue),
   metrics: {

@@ -263,9 +263,11 @@ const rounded = (ms: number | null): number | null => (ms === null ? null : Math
 
 function waitingFor(record: TaskRecord, dispatcher: Dispatcher): string {
   const { poolId, priority, determinism } = record.spec;
-  const { ready, spec } = dispatcher.runtime(poolId);
+  const { ready, spec, loadingSinceMs } = dispatcher.runtime(poolId);
   if (dispatcher.view.isDrained(poolId))
     return `pool ${poolId} is drained: nothing starts there before an operator resumes it`;
+  if (dispatcher.view.lacksMemory(poolId) && loadingSinceMs === null)
+    return `the model of pool ${poolId} is not in memory: it is loaded as soon as there is room, see residence in GET /v1/pools`;
   if (ready.size === 0)
     return `pool ${poolId} has no ready replica yet: its model loads or its engine restarts`;
   let slots = 0;

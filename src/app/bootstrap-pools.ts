@@ -14,7 +14,7 @@ import type { Catalog } from "../services/catalog.ts";
 import type { Dispatcher } from "../services/dispatcher.ts";
 import { PoolChanges } from "../services/pool-changes.ts";
 import { PoolDrains } from "../services/pool-drain.ts";
-import { PoolReloads, type PoolReloadsDeps } from "../services/pool-reload.ts";
+import { PoolReloads, type PoolReloadsDeps, type ReloadMemory } from "../services/pool-reload.ts";
 import { PoolSpecs } from "../services/pool-specs.ts";
 import type { PoolsDeps } from "../services/pools.ts";
 import { ReloadTargets } from "../services/reload-targets.ts";
@@ -34,12 +34,14 @@ export interface PoolControlParts {
   readonly catalog: Catalog;
   readonly files: ModelFiles;
   readonly models: Pick<ModelGate, "prepare">;
+  readonly memory: ReloadMemory;
   readonly onFatal: (error: unknown) => void;
 }
 
 export interface PoolControl {
   readonly specs: PoolSpecs;
   readonly drains: PoolDrains;
+  readonly lends: PoolStore["lends"];
   readonly views: Required<Pick<PoolsDeps, "drainOf" | "reloadOf" | "stagedOf">>;
   /** Once, with the dispatcher that was made of the two above. */
   readonly connect: (dispatcher: Dispatcher) => {
@@ -51,7 +53,8 @@ export interface PoolControl {
 
 /** With what the last process left. @throws StartError that names the file and says what to do. */
 export function openPoolControl(parts: PoolControlParts): PoolControl {
-  const { config, clock, log, metrics, control, registry, archive, catalog, files, models, onFatal } = parts;
+  const { config, clock, log, metrics, control, registry, archive, catalog, files, models, memory, onFatal } =
+    parts;
   let dispatcher: Dispatcher | null = null;
   let reloads: PoolReloads | null = null;
   try {
@@ -70,7 +73,7 @@ export function openPoolControl(parts: PoolControlParts): PoolControl {
     const connect: PoolControl["connect"] = (made) => {
       dispatcher = made;
       reloads = new PoolReloads({
-        ...{ clock, log, metrics, control, registry, specs, onFatal },
+        ...{ clock, log, metrics, control, registry, specs, memory, onFatal },
         dispatcher: made,
         specOf: (taskId) => archive.specOf(taskId),
         targets: new ReloadTargets({ catalog, files }),
@@ -91,7 +94,7 @@ export function openPoolControl(parts: PoolControlParts): PoolControl {
       reloadOf: (poolId: string) => reloads?.view(poolId) ?? null,
       stagedOf: (poolId: string) => control.stagedSnapshots(poolId),
     };
-    return { specs, drains, views, connect, stop };
+    return { specs, drains, lends: store.lends, views, connect, stop };
   } catch (error) {
     if (isStoreError(error)) throw new StartError("state_dir", error.message, { cause: error });
     throw error;

@@ -9,6 +9,7 @@ import { artifactsPath, artifactsRoutes, attachmentsPath } from "../api/artifact
 import { capabilitiesRoutes } from "../api/capabilities.ts";
 import { catalogRoutes } from "../api/catalog.ts";
 import { configRoutes } from "../api/config.ts";
+import { devicesRoutes } from "../api/devices.ts";
 import { engineLogsRoutes } from "../api/engine-logs.ts";
 import { observabilityRoutes } from "../api/observability.ts";
 import { poolControlRoutes } from "../api/pool-control.ts";
@@ -47,6 +48,8 @@ import { EngineLogs } from "../services/engine-logs.ts";
 import { GpuMonitor } from "../services/gpu-monitor.ts";
 import { IdleTrim } from "../services/idle-trim.ts";
 import { LoopLag } from "../services/loop-lag.ts";
+import { isManaged } from "../services/pool-memory.ts";
+import type { ReloadMemory } from "../services/pool-reload.ts";
 import { Pools } from "../services/pools.ts";
 import { Readiness } from "../services/readiness.ts";
 import { Retention } from "../services/retention.ts";
@@ -59,6 +62,7 @@ import { Transcripts } from "../services/transcripts.ts";
 import { waitingArtifacts } from "../services/waiting-artifacts.ts";
 import { openCatalog } from "./bootstrap-models.ts";
 import { openPoolControl } from "./bootstrap-pools.ts";
+import { openResidency } from "./bootstrap-residency.ts";
 import { openArtifacts, openJournal, openStore } from "./bootstrap-stores.ts";
 import type { Config } from "./config.ts";
 import { ConfigReload } from "./config-reload.ts";
@@ -144,6 +148,10 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
     rules: rules.transcripts,
     ...{ digests: models.digests, busy: () => registry.liveCount > 0 },
   });
+  const memory: ReloadMemory = {
+    reserve: (to, beside) => residency.keeper.reserve(to, beside),
+    settle: (poolId) => residency.keeper.settle(poolId),
+  };
   const forPools = {
     config,
     clock,
@@ -155,8 +163,9 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
     catalog,
     files,
     models: poolModels,
+    memory,
   };
-  const { specs, drains, ...poolControl } = openPoolControl({ ...forPools, onFatal });
+  const { specs, drains, lends, ...poolControl } = openPoolControl({ ...forPools, onFatal });
   releases.add("pool control", () => poolControl.stop());
   const runner = new AttemptRunner(clock, config.streaming.metricsEveryMs);
   const dispatcher: Dispatcher = new Dispatcher({
@@ -173,6 +182,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
     runner,
     pools: specs.list,
     drained: drains.poolIds,
+    managed: isManaged,
     attemptsMax: config.tasks.attemptsMax,
     batchMaxWaitMs: config.admission.batchMaxWaitMs,
     fair: config.admission.fair,
@@ -213,7 +223,12 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
     measured: (replica, freeBytes) => dispatcher.vramMeasured(replica, freeBytes),
   });
   releases.add("gpu monitor", () => gpus.stop());
+  const residency = openResidency({
+    ...{ config, clock, log, metrics, dispatcher, supervisor, models: poolModels },
+    ...{ specs: specs.list, lends, gpus, onFatal },
+  });
   const pools = new Pools({
+    residenceOf: (poolId) => residency.keeper.view(poolId),
     ...{ pools: specs.list, control: supervisor, queues: dispatcher.view, speeds, gpus },
     ...poolControl.views,
   });
@@ -308,6 +323,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
       sessionsRoutes({ sessions, contexts, clock }),
       poolsRoutes({ pools, contexts }),
       poolControlRoutes({ pools, drains, reloads, contexts }),
+      devicesRoutes({ lending: residency.lending, contexts }),
       engineLogsRoutes({ engineLogs, streams, contexts }),
       artifactsRoutes({ artifacts, contexts }),
       catalogRoutes({ catalog, contexts }),
@@ -331,9 +347,11 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
   });
   releases.add("engine logs", () => engineLogs.close());
   await boundUnsent(server.port, limits.viewerUnsentBytesMax, log);
-  supervisor.start(specs.list, dispatcher);
+  supervisor.start(specs.list, residency.keeper);
   gpus.start();
   releases.add("engines", () => supervisor.stop());
+  residency.start();
+  releases.add("residency", residency.stop);
   for (const record of dispatcher.recover()) streams.expect(record);
   configReload.start();
   releases.add("configuration", () => configReload.stop());

@@ -6,18 +6,9 @@ import { dealingProblem, mixesNames } from "../domain/device-plan.ts";
 import { bytesOf, memoryDeviceOf } from "../domain/devices.ts";
 import type { PoolSpec } from "../domain/pool.ts";
 import type { ResidencyRules } from "../domain/residency-state.ts";
+import type { DeviceSpec } from "../services/device-memory.ts";
 import type { Problems, Segments } from "./config-problems.ts";
 import type { FilledConfigFile, FilledPool } from "./config-schema.ts";
-
-/** What the operator says of a device. */
-export interface DeviceSpec {
-  /** As residency knows it: host, gpu-0. */
-  readonly id: string;
-  /** Null: what is measured. */
-  readonly memoryBytes: number | null;
-  /** Null: a share of it. */
-  readonly reserveBytes: number | null;
-}
 
 export function compileDevices(
   { devices, residency }: FilledConfigFile,

@@ -302,6 +302,17 @@ export const limits = {
   devicesMax: 64,
   /** Of one device. */
   deviceBytesMax: 2 ** 50,
+  /** What is kept free where the operator says nothing: of the host's memory one part in so many, at most so much. */
+  hostReserveParts: 10,
+  hostReserveBytesMax: 4 * 2 ** 30,
+  /** ... and of a graphics card. */
+  gpuReserveBytes: 256 * 2 ** 20,
+  /** What an engine takes of a card beside what it tells of its model: the driver's own share of its process. */
+  gpuProcessBytes: 400 * 2 ** 20,
+  /** Others' memory is measured again so often at most, while somebody waits for memory or a card is shared. */
+  memoryMeasureMs: 5000,
+  /** Until memory is free again when a pool is unloaded: what is expected before one was. */
+  unloadMsAssumed: 500,
   /** Up to so many idle pools the least costly set of them is searched for, above it approached. */
   evictionExactMax: 12,
 

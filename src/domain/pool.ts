@@ -3,6 +3,7 @@
  * Compiled once by app/config.ts; read by the scheduler, the supervisor and the API.
  */
 import type { EngineKind } from "./engine-kind.ts";
+import type { MemoryParts } from "./model-memory.ts";
 import type { Preemption } from "./preemption.ts";
 import type { Workload } from "./task.ts";
 
@@ -153,6 +154,8 @@ export interface EngineIdentity {
   readonly kvBytesPerToken: number | null;
   readonly hasChatTemplate: boolean;
   readonly workloads: readonly Workload[];
+  /** What it says that it has reserved; absent or null: it does not say. */
+  readonly memory?: { readonly host: MemoryParts; readonly device: MemoryParts } | null;
 }
 
 export const replicaStates = [

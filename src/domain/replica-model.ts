@@ -43,6 +43,8 @@ export interface Replica {
   readonly retryAtMs: number;
   /** again: the engine announced itself while a probe was on its way, so its answer may be out of date. */
   readonly probe: "none" | "on_its_way" | "again";
+  /** circuit_open: it starts only when it is asked to. */
+  readonly resting: boolean;
   /** stopping: start_requested came meanwhile. */
   readonly startAgain: boolean;
 }
@@ -70,6 +72,8 @@ export type ReplicaEvent =
   /** anyway: also where nothing has changed since a start that was hopeless. */
   | { readonly type: "start_requested"; readonly anyway?: boolean }
   | { readonly type: "stop_requested" }
+  /** circuit_open: no try before start_requested. */
+  | { readonly type: "rest_requested" }
   /** The second signal: no grace. */
   | { readonly type: "force_stop_requested" }
   | { readonly type: "drain_requested"; readonly deadlineMs: number }
@@ -130,6 +134,8 @@ export type ReplicaCommand =
   | { readonly type: "look"; readonly asked: boolean }
   | { readonly type: "report_ready"; readonly speed: WarmUpSpeed }
   | { readonly type: "report_lost"; readonly failure: ReplicaFailure | null }
+  /** It rests, and what made its start hopeless has changed. */
+  | { readonly type: "report_mendable" }
   | { readonly type: "report_unavailable"; readonly failure: ReplicaFailure };
 
 export interface ReplicaStep {
@@ -185,6 +191,7 @@ export function newReplica(incarnation = 0): Replica {
     retryAtMs: 0,
     probe: "none",
     startAgain: false,
+    resting: false,
   };
 }
 
@@ -240,6 +247,16 @@ export function hasGone(replica: Replica): boolean {
 /** Given up until something has changed. */
 export function looksForChange({ state, lastError }: Replica): boolean {
   return state === "circuit_open" && lastError !== null && waitsForChange(lastError);
+}
+
+export function unchanged(replica: Replica): ReplicaStep {
+  return { state: replica, commands: [] };
+}
+
+/** An open circuit stays open until a start is asked for. */
+export function toRest(replica: Replica): ReplicaStep {
+  if (replica.state !== "circuit_open") return unchanged(replica);
+  return { state: { ...replica, resting: true }, commands: [{ type: "cancel_timer", timer: "half_open" }] };
 }
 
 /** What holds in each state, whatever led there. */

@@ -26,6 +26,8 @@ import {
   stopLadderMs,
   successors,
   timersOf,
+  toRest,
+  unchanged,
 } from "./replica-model.ts";
 
 /**
@@ -41,7 +43,7 @@ import {
  * | stopping     | asked or running | first_term, second_term, kill | process_exited → stopped (→ starting if wanted again) |
  * | failed       | running, SIGKILLed |         | process_exited → backoff/circuit_open                |
  * | backoff      | none    | backoff            | its timer → starting; stop_requested → stopped               |
- * | circuit_open | none    | half_open, or look | its timer → starting, or `looked` and changed; start_requested brings that forward |
+ * | circuit_open | none    | half_open, or look | its timer → starting, or `looked` and changed; start_requested brings that forward, rest_requested puts it off |
  *
  * From starting to busy: process_exited → backoff/circuit_open; the load timer (until ready) and `wedged`
  * (once ready) → failed; stop_requested → stopping. A half-open start that fails opens the circuit again. After a failure that
@@ -65,6 +67,8 @@ export function step(
       return onStartRequested(replica, nowMs, event.anyway ?? false);
     case "stop_requested":
       return onStopRequested(replica, policy);
+    case "rest_requested":
+      return toRest(replica);
     case "force_stop_requested":
       return onForceStop(replica);
     case "drain_requested":
@@ -114,7 +118,10 @@ function onStartRequested(replica: Replica, nowMs: number, anyway: boolean): Rep
       return { state: replica, commands: [{ type: "look", asked: true }] };
     // Callers may ask with every task: the tries stay as far apart as the backoff wants them.
     const ms = Math.max(0, replica.retryAtMs - nowMs);
-    return { state: replica, commands: [{ type: "set_timer", timer: "half_open", ms }] };
+    return {
+      state: { ...replica, resting: false },
+      commands: [{ type: "set_timer", timer: "half_open", ms }],
+    };
   }
   return unchanged(replica);
 }
@@ -131,6 +138,7 @@ function start(replica: Replica, restart: ReplicaFailure | null, changes: Partia
       wasReady: false,
       probe: "none",
       startAgain: false,
+      resting: false,
       restarts: replica.restarts + (restart === null ? 0 : 1),
       ...changes,
     },
@@ -383,8 +391,9 @@ function onLooked(
     return { state: replica, commands: [{ type: "report_unavailable", failure: replica.lastError }] };
   if (asked) return onStartRequested(replica, nowMs, true);
   // A file that is being copied is left to come whole.
-  if (changed && steady) return start(replica, replica.lastError, { halfOpen: true });
-  return { state: replica, commands: [{ type: "set_timer", timer: "look", ms: limits.changeLookMs }] };
+  if (changed && steady && !replica.resting) return start(replica, replica.lastError, { halfOpen: true });
+  const again: ReplicaCommand = { type: "set_timer", timer: "look", ms: limits.changeLookMs };
+  return { state: replica, commands: changed && steady ? [{ type: "report_mendable" }, again] : [again] };
 }
 
 function onTimer(
@@ -420,10 +429,6 @@ function onTimer(
     default:
       return assertNever(timer, "replica timer");
   }
-}
-
-function unchanged(replica: Replica): ReplicaStep {
-  return { state: replica, commands: [] };
 }
 
 function move(

@@ -39,9 +39,9 @@ export interface ResidencyPool {
   needs: Bytes;
   loadMs: number;
   /** Unused for so long it is unloaded; null: never. */
-  readonly idleUnloadMs: number | null;
+  idleUnloadMs: number | null;
   /** It is loaded whenever there is room for it, and never for being idle unloaded. */
-  readonly preload: boolean;
+  preload: boolean;
   residence: Residence;
   leaving: Leaving | null;
   held: boolean;
@@ -71,15 +71,15 @@ export interface ResidencyPool {
 
 export interface Residency {
   readonly rules: ResidencyRules;
-  readonly devices: ReadonlyMap<string, ResidencyDevice>;
-  /** In the order of their ids. */
-  readonly pools: ReadonlyMap<string, ResidencyPool>;
+  readonly devices: Map<string, ResidencyDevice>;
+  readonly pools: Map<string, ResidencyPool>;
   claims: number;
   /** What the last `wake_at` said, until then. */
   wakeAtMs: number | null;
 }
 
 export type ResidencyEvent =
+  /** One that is not known is there from now on. */
   | {
       readonly type: "device_measured";
       readonly deviceId: string;
@@ -89,6 +89,15 @@ export type ResidencyEvent =
   /** Another program is to have so much of it; Infinity: all. What had to leave comes back after device_returned. */
   | { readonly type: "device_lent"; readonly deviceId: string; readonly bytes: number }
   | { readonly type: "device_returned"; readonly deviceId: string }
+  | { readonly type: "pool_added"; readonly spec: ResidencyPoolSpec }
+  | {
+      readonly type: "pool_configured";
+      readonly poolId: string;
+      readonly idleUnloadMs: number | null;
+      readonly preload: boolean;
+    }
+  /** Whatever it held is free. */
+  | { readonly type: "pool_removed"; readonly poolId: string }
   /** A better estimate, or another model. */
   | {
       readonly type: "pool_sized";
@@ -108,6 +117,8 @@ export type ResidencyEvent =
   | { readonly type: "pool_loaded"; readonly poolId: string; readonly tookMs: number }
   /** Nothing was loaded, or no longer is. Not tried again before `retryAtMs`. */
   | { readonly type: "pool_load_failed"; readonly poolId: string; readonly retryAtMs: number }
+  /** A load that failed may be tried again from then on already. */
+  | { readonly type: "retry_allowed"; readonly poolId: string; readonly atMs: number }
   /** Its memory is free: as asked for, or because its engine is gone for good. */
   | { readonly type: "pool_unloaded"; readonly poolId: string };
 
@@ -136,6 +147,8 @@ export interface ResidencyPoolSpec {
   readonly loadMs: number;
   readonly idleUnloadMs: number | null;
   readonly preload: boolean;
+  /** Not loaded before; Infinity: not before retry_allowed. Absent: at once. */
+  readonly retryAtMs?: number;
 }
 
 export function createResidency(
@@ -158,7 +171,7 @@ export function createResidency(
   return state;
 }
 
-const unloaded = (spec: ResidencyPoolSpec): ResidencyPool => ({
+export const unloaded = (spec: ResidencyPoolSpec): ResidencyPool => ({
   ...spec,
   residence: "unloaded",
   leaving: null,
@@ -171,7 +184,7 @@ const unloaded = (spec: ResidencyPoolSpec): ResidencyPool => ({
   groupLeft: 0,
   loadedMs: Number.NEGATIVE_INFINITY,
   unloadedMs: Number.NEGATIVE_INFINITY,
-  retryAtMs: Number.NEGATIVE_INFINITY,
+  retryAtMs: spec.retryAtMs ?? Number.NEGATIVE_INFINITY,
   lastUsedMs: Number.NEGATIVE_INFINITY,
   uses: 0,
   countedMs: Number.NEGATIVE_INFINITY,
@@ -209,6 +222,10 @@ export const availableOn = ({ totalBytes, reservedBytes, lentBytes }: ResidencyD
 /** What is not held at this moment. */
 export const freeOn = (state: Residency, deviceId: string): number =>
   sumOver(state, deviceId, (pool) => (holdsMemory(pool) ? -1 : 0));
+
+/** More is held of one of its devices than there is left of it for pools: it was lent, or became smaller. */
+export const isTooMuch = (state: Residency, { needs }: ResidencyPool): boolean =>
+  [...needs].some(([deviceId, bytes]) => bytes > 0 && freeOn(state, deviceId) < 0);
 
 /** What will not be held once all that leave have left and all that claim are loaded. */
 export const unclaimedOn = (state: Residency, deviceId: string): number =>

@@ -44,6 +44,7 @@ import {
   freeOn,
   holdsMemory,
   isIdle,
+  isTooMuch,
   missingFor,
   poolOf,
   type Residency,
@@ -53,12 +54,15 @@ import {
   type ResidencyPool,
   shortfall,
   unclaimedOn,
+  unloaded,
 } from "./residency-state.ts";
 
 export function tell(state: Residency, event: ResidencyEvent, nowMs: number): void {
   switch (event.type) {
     case "device_measured": {
       const { deviceId, totalBytes, reservedBytes } = event;
+      if (!state.devices.has(deviceId))
+        state.devices.set(deviceId, { deviceId, totalBytes, reservedBytes, lentBytes: 0 });
       resize(state, deviceId, { totalBytes, reservedBytes });
       break;
     }
@@ -68,6 +72,25 @@ export function tell(state: Residency, event: ResidencyEvent, nowMs: number): vo
     case "device_returned":
       resize(state, event.deviceId, { lentBytes: 0 });
       break;
+    case "pool_added": {
+      const { spec } = event;
+      assert(!state.pools.has(spec.poolId), `pool ${spec.poolId} is added once`);
+      const pool = unloaded(spec);
+      assertSized(state, pool);
+      state.pools.set(spec.poolId, pool);
+      break;
+    }
+    case "pool_configured": {
+      const { poolId, idleUnloadMs, preload } = event;
+      Object.assign(poolOf(state, poolId), { idleUnloadMs, preload });
+      break;
+    }
+    case "pool_removed": {
+      const pool = poolOf(state, event.poolId);
+      if (pool.claim !== null) giveUpClaim(state, pool);
+      state.pools.delete(event.poolId);
+      break;
+    }
     case "pool_sized": {
       const pool = poolOf(state, event.poolId);
       pool.needs = event.needs;
@@ -85,6 +108,11 @@ export function tell(state: Residency, event: ResidencyEvent, nowMs: number): vo
       poolOf(state, event.poolId).retryAtMs = event.retryAtMs;
       onGone(poolOf(state, event.poolId), nowMs);
       break;
+    case "retry_allowed": {
+      const pool = poolOf(state, event.poolId);
+      pool.retryAtMs = Math.min(pool.retryAtMs, event.atMs);
+      break;
+    }
     case "pool_unloaded":
       onGone(poolOf(state, event.poolId), nowMs);
       break;
@@ -278,8 +306,16 @@ function owedOn(state: Residency, { poolId, needs }: ResidencyPool, deviceId: st
 
 // Devices that were lent or turned out smaller.
 
-/** Claims give way first, the latest before the others; then whatever no longer fits leaves, and comes back. */
+/**
+ * Who was to leave for another pool has no turn any more where its memory is no longer there. Claims give way first, the
+ * latest before the others; then whatever no longer fits leaves, and comes back.
+ */
 function makeWay(state: Residency, nowMs: number): void {
+  for (const pool of state.pools.values())
+    if (pool.leaving?.for === "pool" && pool.residence !== "unloading" && isTooMuch(state, pool)) {
+      pool.leaving = { for: "device" };
+      pool.restore = true;
+    }
   for (;;) {
     const tooMuch = excess(state);
     const last = claimants(state).findLast(({ needs }) => [...needs.keys()].some((id) => tooMuch.has(id)));

@@ -1,5 +1,5 @@
 /**
- * Pools in which nothing starts: drained by the operator, or held while their model is changed. Called by the scheduler;
+ * Pools in which nothing starts: drained by the operator, held while their model is changed or not in memory. Called by the scheduler;
  * scheduler-start.ts starts nothing while a pool is held, for whatever reason.
  *
  * What comes to a held pool queues, and its queue, deadlines and cancels go on as ever. What runs goes on until the

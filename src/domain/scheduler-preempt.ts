@@ -38,6 +38,7 @@ export function schedule(
   commands: Command[],
   running: readonly RunningWork[] | null = null,
 ): void {
+  state.touched.add(pool.poolId);
   startWaiting(state, pool, nowMs, commands);
   if (pool.preempt === null || pool.queue.size === 0 || pool.holds.size > 0) return;
   const { preempt } = pool;

@@ -39,7 +39,7 @@ export interface RecoveredTask extends NewTask {
 }
 
 /** Why the daemon itself cuts an attempt whose task goes on. */
-export type CutReason = "preempted" | "drain" | "reload";
+export type CutReason = "preempted" | "drain" | "reload" | "memory";
 
 /** Why nothing starts in a pool. */
 export type HoldReason = Exclude<CutReason, "preempted">;
@@ -52,6 +52,8 @@ export interface ScheduledPool {
   readonly preempt?: Preemption | null;
   /** It was drained before: by the last process, or before it was taken out. */
   readonly drained?: boolean;
+  /** Its model is not loaded, and it is not to ask for that. */
+  readonly unloaded?: boolean;
 }
 
 export interface Lease {

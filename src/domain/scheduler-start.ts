@@ -297,6 +297,7 @@ function start(
   task.lease = lease;
   task.generation = replica.generation;
   task.attempts++;
+  pool.starts++;
   const held = typeof task.heldSinceMs === "number";
   const why: StartReason = { rule, replica: reason, slot: slotReason, held };
   commands.push(

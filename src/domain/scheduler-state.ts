@@ -92,6 +92,8 @@ export interface PoolState {
   generation: number;
   /** While it is held for another model: what has sent something may go on. */
   finishing: boolean;
+  /** Attempts that were ever started. */
+  starts: number;
 }
 
 export interface SchedulerState {
@@ -101,6 +103,8 @@ export interface SchedulerState {
   readonly tasks: Map<string, ScheduledTask>;
   leases: number;
   admissions: number;
+  /** Pools in which something moved; whoever watches them clears it. */
+  readonly touched: Set<string>;
 }
 
 export function createScheduler(options: SchedulerOptions, pools: readonly ScheduledPool[]): SchedulerState {
@@ -111,6 +115,7 @@ export function createScheduler(options: SchedulerOptions, pools: readonly Sched
     tasks: new Map(),
     leases: 0,
     admissions: 0,
+    touched: new Set(),
   };
 }
 
@@ -132,10 +137,14 @@ export const poolState = ({ fair }: SchedulerOptions, pool: ScheduledPool): Pool
   wakeAtMs: null,
   unavailable: null,
   leaving: false,
-  holds: new Set<HoldReason>(pool.drained === true ? ["drain"] : []),
+  holds: new Set<HoldReason>([
+    ...(pool.drained === true ? (["drain"] as const) : []),
+    ...(pool.unloaded === true ? (["memory"] as const) : []),
+  ]),
   finishing: false,
   bound: new Set(),
   generation: 0,
+  starts: 0,
 });
 
 export function poolOf(state: SchedulerState, poolId: string): PoolState {
@@ -224,6 +233,7 @@ export function end(
   replicaId: string | null = null,
 ): void {
   const pool = poolOf(state, task.poolId);
+  state.touched.add(task.poolId);
   task.state = transition(task.state, to);
   assert(isTerminal(task.state), "an ended task is terminal");
   pool.queue.remove(task.taskId);

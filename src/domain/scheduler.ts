@@ -320,6 +320,7 @@ const cutMessages: Readonly<Record<CutReason, string>> = {
   preempted: "an interactive task took its slot",
   drain: "its pool is drained",
   reload: "its pool gets another model",
+  memory: "the memory of its engine is lent to another program",
 };
 
 const toldOf = (outcome: CutOutcome) =>

@@ -1,6 +1,6 @@
 /**
  * What operators told pools and what has to outlive the daemon. infra/sqlite/pool-records.ts implements it;
- * services/pool-drain.ts and services/pool-specs.ts have it.
+ * services/pool-drain.ts, services/pool-specs.ts and services/device-lending.ts have it.
  *
  * Always holds: what `put` or `remove` returned from is on the disk, synced. Each throws StoreError
  * (ports/task-store.ts) where the disk refuses.
@@ -27,17 +27,29 @@ export interface ModelRecord {
   readonly sameModel?: SameModel | null;
 }
 
-/** At most one of each pool. */
-export interface KeptRecords<R extends { readonly poolId: string }> {
+/** A device whose memory another program has. */
+export interface LendRecord {
+  readonly deviceId: string;
+  /** Null: all of it. */
+  readonly bytes: number | null;
+  /** When it was lent (ms since 1970). */
+  readonly sinceMs: number;
+  /** When what runs there is cut (ms since 1970). */
+  readonly deadlineMs: number;
+}
+
+/** At most one of each pool, or device. */
+export interface KeptRecords<R> {
   /** By id. */
   all(): readonly R[];
   /** A new one, or all of one that is there. */
   put(record: R): void;
-  remove(poolId: string): void;
+  remove(id: string): void;
 }
 
 export interface PoolStore {
   readonly drains: KeptRecords<DrainRecord>;
   readonly models: KeptRecords<ModelRecord>;
+  readonly lends: KeptRecords<LendRecord>;
   close(): void;
 }

@@ -30,6 +30,32 @@ export interface ReplicaControl {
   reportWedged(replicaId: string, incarnation: number, message: string): void;
 }
 
+/** Who decides which pools are in memory. services/residency-keeper.ts implements it; the supervisor asks. */
+export interface MemoryGate {
+  /** False: the pool takes no memory here, and is started by whoever asks for it. */
+  manages(poolId: string): boolean;
+  /** Somebody asked for a pool that has no memory: it may get some, and is loaded then, not before `atMs`. */
+  wanted(poolId: string, atMs: number): void;
+  /** Told at once of a pool that comes, or that is there with other engines, none of which was started. */
+  added(pool: PoolSpec): void;
+  /** Its settings are these now. */
+  configured(pool: PoolSpec): void;
+  /** Its engines are gone, and it too. */
+  removed(poolId: string): void;
+}
+
+/** How pools get into memory and out of it. The keeper of memory alone asks, of pools that it manages. */
+export interface LoadControl {
+  /** Its memory is free: from now on its engines run and are started again where they fail. */
+  load(poolId: string): void;
+  /** The same, where another generation of its engines is to be started. */
+  grant(poolId: string): void;
+  /** Resolves when its engines are reaped; they start again only after `load`. */
+  unload(poolId: string): Promise<void>;
+  /** All of them failed: they take no memory and start again only after `load`. */
+  rest(poolId: string): void;
+}
+
 /** A replica of the next generation that has decoded for real. */
 export interface StagedReplica {
   readonly snapshot: ReplicaSnapshot;

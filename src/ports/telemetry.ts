@@ -53,6 +53,10 @@ export interface Metrics {
   placement(outcome: "placed" | "refused", pinned: boolean, fallback: boolean, candidates: number): void;
   restart(labels: { poolId: string; replicaId: string; cause: string }): void;
   /** `failed`: it keeps the model that it had. */
+  /** Its engines are in memory and serve. `tookMs`: from the decision on. */
+  poolLoaded(labels: { poolId: string; reason: "wanted" | "preload" | "restored"; tookMs: number }): void;
+  /** Its engines are to leave memory: for another pool, for a device that is lent or became smaller, for being idle; or they failed. */
+  poolUnloaded(labels: { poolId: string; reason: "evicted" | "lent" | "idle" | "failed" }): void;
   poolReloaded(labels: { poolId: string; result: "done" | "failed" }): void;
   /** `failed`: it was refused, or a pool stays as it was; `canceled`: another came before it was in force. */
   configReloaded(labels: { result: "done" | "failed" | "canceled" }): void;

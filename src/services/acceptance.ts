@@ -233,3 +233,13 @@ export class Acceptance {
 function storedOf({ ordinal, spec, createdMs, promise, expectedTokensOut, watched }: TaskRecord): StoredTask {
   return { ordinal, spec, createdMs, promise, expectedTokensOut, watched, ended: null };
 }
+
+/** Of a task of an earlier process, whose pool the configuration names no longer. */
+export const endOfHomeless = ({ taskId, poolId }: TaskSpec): Command => ({
+  type: "finish_task",
+  taskId,
+  state: "failed",
+  code: "POOL_UNAVAILABLE",
+  message: `pool ${poolId} is no longer configured: submit the task again`,
+  replicaId: null,
+});

@@ -30,6 +30,8 @@ export interface DispatcherDeps {
   readonly pools: readonly PoolSpec[];
   /** Pools that were drained before the last process ended. */
   readonly drained?: ReadonlySet<string>;
+  /** Whether a pool waits until the keeper of memory lets it in; absent: none does. */
+  readonly managed?: (pool: PoolSpec) => boolean;
   readonly attemptsMax: number;
   readonly batchMaxWaitMs: number;
   readonly fair: Fairness;

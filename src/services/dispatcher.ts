@@ -20,7 +20,7 @@ import type { Priority, TaskSpec } from "../domain/task.ts";
 import type { EngineClient } from "../ports/engine.ts";
 import type { ReplicaListener } from "../ports/supervision.ts";
 import { isStoreError, type StoreError } from "../ports/task-store.ts";
-import { Acceptance, type Assessment } from "./acceptance.ts";
+import { Acceptance, type Assessment, endOfHomeless } from "./acceptance.ts";
 import { AttemptFeedback } from "./attempt-feedback.ts";
 import { Deadlines } from "./deadlines.ts";
 import type { DispatcherDeps } from "./dispatcher-deps.ts";
@@ -47,8 +47,8 @@ interface Admitted {
 }
 
 export class Dispatcher implements ReplicaListener {
-  /** After each turn, for who waits until a pool is quiet. */
-  afterTurn: () => void = () => undefined;
+  /** After each turn, for who waits until a pool is quiet, or watches who has work. */
+  readonly afterTurn: (() => void)[] = [];
   readonly forecast: Forecast;
   readonly view: QueueView;
   readonly repeats: Repeats;
@@ -74,10 +74,10 @@ export class Dispatcher implements ReplicaListener {
 
   constructor(private readonly deps: DispatcherDeps) {
     const { clock, registry, sessions } = deps;
-    const { attemptsMax, batchMaxWaitMs, fair } = deps;
+    const { attemptsMax, batchMaxWaitMs, fair, managed } = deps;
     this.state = createScheduler(
       { attemptsMax, batchMaxWaitMs, fair },
-      deps.pools.map((pool) => scheduledPool(pool, deps.drained?.has(pool.id) ?? false)),
+      deps.pools.map((pool) => scheduledPool(pool, deps.drained?.has(pool.id) ?? false, managed?.(pool))),
     );
     this.pools = new PoolRuntimes(deps.pools);
     this.forecast = new Forecast(clock, registry, this.state, this.pools);
@@ -112,7 +112,7 @@ export class Dispatcher implements ReplicaListener {
       feedback: this.feedback,
     });
     const forget = (poolId: string): void => this.effects.forgetPool(poolId);
-    this.roster = new PoolRoster({ pools: this.pools, tell: (event) => this.tell(event), forget });
+    this.roster = new PoolRoster({ pools: this.pools, tell: (event) => this.tell(event), managed, forget });
   }
 
   /** What the last process had accepted, and what is left of it. Once, before anything else. */
@@ -120,24 +120,12 @@ export class Dispatcher implements ReplicaListener {
     const { clock, registry, store, ahead } = this.deps;
     const { commands, homeless } = this.acceptance.recover(store.recover(), ahead, clock.nowMs());
     this.take(commands, null);
-    for (const { spec } of homeless)
-      this.take(
-        [
-          {
-            type: "finish_task",
-            taskId: spec.taskId,
-            state: "failed",
-            code: "POOL_UNAVAILABLE",
-            message: `pool ${spec.poolId} is no longer configured: submit the task again`,
-            replicaId: null,
-          },
-        ],
-        null,
-      );
+    for (const { spec } of homeless) this.take([endOfHomeless(spec)], null);
     this.finishTurn();
     ahead.recoveryOver((taskId) => registry.find(taskId)?.finishedMs === null);
     const live = [...registry.live()];
     for (const record of live) registry.park(record);
+    for (const look of this.afterTurn) look();
     return live;
   }
 
@@ -188,6 +176,18 @@ export class Dispatcher implements ReplicaListener {
   /** What an operator decides about a pool; resolves after the turn that took it. */
   tell(event: SchedulerEvent): Promise<void> {
     return new Promise((resolve) => this.post({ kind: "event", event, resolve }));
+  }
+
+  /** In a look after a turn, or outside of turns: decided before all that waits in the mailbox. */
+  decideNow(event: SchedulerEvent): void {
+    if (this.halted) return;
+    this.take(decide(this.state, event, this.deps.clock.nowMs()), null);
+    this.finishTurn();
+  }
+
+  /** Its engines begin to load, or are gone from memory: what is expected of its tasks depends on that. */
+  noteLoading(poolId: string, since: number | null): void {
+    this.pools.get(poolId).loadingSinceMs = since;
   }
 
   /** A request that was refused before it came to a turn. */
@@ -310,7 +310,7 @@ export class Dispatcher implements ReplicaListener {
       this.deps.onFatal(error);
       return;
     }
-    this.afterTurn();
+    for (const look of this.afterTurn) look();
     if (this.isIdle()) this.releaseIdle();
   }
 

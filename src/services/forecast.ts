@@ -66,6 +66,9 @@ interface Ahead {
 }
 
 export class Forecast {
+  /** Expected time until a pool that is not in memory begins to load, ms; set by who decides that. */
+  memoryWaitMs: (poolId: string) => number = () => 0;
+
   private readonly promises = new WeakMap<Prediction, Promised>();
   /** Busy slots of the replica when the task started there. */
   private readonly busyAtStart = new Map<string, number>();
@@ -156,6 +159,15 @@ export class Forecast {
     const pool = this.pools.get(poolId);
     const { freeInMs } = this.slotsOf(pool, this.clock.nowMs());
     return Math.max(retryAfterMsMin, Math.round(Math.min(...freeInMs)));
+  }
+
+  /** Expected time until what runs is done, and what waits behind it, ms. */
+  leftMs(poolId: string): { readonly runningMs: number; readonly waitingMs: number } {
+    const pool = this.pools.get(poolId);
+    const queue = this.queueOf(pool);
+    const runningMs = Math.max(0, ...this.runningWork(poolId).map(({ remainingMs }) => remainingMs));
+    const slots = Math.max(1, pool.spec.slots * pool.spec.replicas);
+    return { runningMs, waitingMs: (queue.workMs("interactive") + queue.workMs("batch")) / slots };
   }
 
   /** What cutting each lease of the pool would cost. One that nobody can say anything of is left out. */
@@ -347,7 +359,8 @@ export class Forecast {
     const sinceMs = pool.loadingSinceMs === null ? 0 : nowMs - pool.loadingSinceMs;
     const { meanMs, spreadMs } = loadLeft(pool.predictor, sinceMs);
     const slots = Math.max(1, pool.spec.slots * pool.spec.replicas);
-    return { freeInMs: new Array<number>(slots).fill(meanMs), spreadMs };
+    const waitMs = this.memoryWaitMs(pool.spec.id);
+    return { freeInMs: new Array<number>(slots).fill(waitMs + meanMs), spreadMs: spreadMs + waitMs / 2 };
   }
 
   private replicaSlots(replica: ReplicaSlots, nowMs: number): Estimate[] {

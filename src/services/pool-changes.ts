@@ -79,12 +79,9 @@ export class PoolChanges {
   constructor(private readonly deps: PoolChangesDeps) {
     const pools = new Map(deps.specs.list.map(({ id }) => [id, deps.specs.configured(id)]));
     this.#wanted = { pools, how: { strategy: "recreate", deadlineMs: 0 }, number: 0 };
-    const { dispatcher } = deps;
-    const before = dispatcher.afterTurn;
-    dispatcher.afterTurn = () => {
-      before();
+    deps.dispatcher.afterTurn.push(() => {
       if (this.#waiting.size > 0) this.#rouse();
-    };
+    });
   }
 
   /** What is not as it is wanted, by the pools' ids. */

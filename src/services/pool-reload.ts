@@ -57,6 +57,14 @@ export interface ReloadView {
   readonly problem: string | null;
 }
 
+/** services/residency-keeper.ts has it. */
+export interface ReloadMemory {
+  /** Null once there is room for the next generation, beside the present one or in its place; else why there is none. */
+  reserve(to: PoolSpec, beside: boolean): Promise<string | null>;
+  /** The reload is over. */
+  settle(poolId: string): void;
+}
+
 export interface PoolReloadsDeps {
   readonly clock: Clock;
   readonly log: Log;
@@ -69,6 +77,8 @@ export interface PoolReloadsDeps {
   readonly specs: PoolSpecs;
   readonly targets: Pick<ReloadTargets, "resolve" | "problem" | "compared">;
   readonly isDrained: (poolId: string) => boolean;
+  /** Who has the memory for another generation. Absent: there is room. */
+  readonly memory?: ReloadMemory;
   readonly onFatal: (error: unknown) => void;
 }
 
@@ -98,7 +108,7 @@ export class PoolReloads {
   #stopped = false;
 
   constructor(private readonly deps: PoolReloadsDeps) {
-    deps.dispatcher.afterTurn = () => this.#afterTurn();
+    deps.dispatcher.afterTurn.push(() => this.#afterTurn());
   }
 
   isReloading(poolId: string): boolean {
@@ -227,8 +237,7 @@ export class PoolReloads {
 
   #execute(job: Job, command: ReloadCommand): void {
     const { control, dispatcher, clock } = this.deps;
-    const { from, to } = job;
-    const poolId = from.id;
+    const poolId = job.from.id;
     const by = "reload" as const;
     switch (command) {
       case "check":
@@ -258,11 +267,7 @@ export class PoolReloads {
         }));
         break;
       case "start_new":
-        control.stage(
-          to,
-          () => this.#step(job, { type: "new_ready" }),
-          ({ message }) => this.#step(job, { type: "new_failed", problem: message }),
-        );
+        this.#startNew(job);
         break;
       case "recheck":
         this.#then(job, this.#recheck(job), () => ({ type: "rechecked" }));
@@ -283,6 +288,23 @@ export class PoolReloads {
         this.#conclude(job);
         break;
     }
+  }
+
+  #startNew(job: Job): void {
+    const { control, memory, onFatal } = this.deps;
+    const failed = (problem: string): void => this.#step(job, { type: "new_failed", problem });
+    const begin = (problem: string | null): void => {
+      if (this.#stopped) return;
+      if (problem !== null) failed(problem);
+      else
+        control.stage(
+          job.to,
+          () => this.#step(job, { type: "new_ready" }),
+          ({ message }) => failed(message),
+        );
+    };
+    if (memory === undefined) begin(null);
+    else memory.reserve(job.to, isSurge(job)).then(begin, onFatal);
   }
 
   #then<T>(job: Job, work: Promise<T>, eventOf: (result: T) => ReloadEvent): void {
@@ -395,6 +417,7 @@ export class PoolReloads {
     const { log, metrics } = this.deps;
     const { from, to, ended, state } = job;
     job.timer?.cancel();
+    this.deps.memory?.settle(from.id);
     const result = state.phase === "done" ? "done" : "failed";
     metrics.poolReloaded({ poolId: from.id, result });
     const tookMs = Math.round(this.deps.clock.nowMs() - job.sinceMs);

@@ -13,6 +13,8 @@ export interface PoolRosterDeps {
   readonly pools: PoolRuntimes;
   /** Resolves after the turn that took it. */
   readonly tell: (event: SchedulerEvent) => Promise<void>;
+  /** It is loaded only when the keeper of memory lets it in. */
+  readonly managed: ((pool: PoolSpec) => boolean) | undefined;
   /** Timers of this pool are to end. */
   readonly forget: (poolId: string) => void;
 }
@@ -20,7 +22,8 @@ export interface PoolRosterDeps {
 export const scheduledPool = (
   { id, queueCapacity: capacity, fullPolicy, preempt }: PoolSpec,
   drained: boolean,
-): ScheduledPool => ({ id, capacity, fullPolicy, preempt, drained });
+  unloaded = false,
+): ScheduledPool => ({ id, capacity, fullPolicy, preempt, drained, unloaded });
 
 /** Each resolves once it is in force. */
 export class PoolRoster {
@@ -29,7 +32,8 @@ export class PoolRoster {
   /** Its replicas may be told of from now on. */
   add(spec: PoolSpec, drained: boolean): Promise<void> {
     this.deps.pools.add(spec);
-    return this.deps.tell({ type: "pool_added", poolId: spec.id, pool: scheduledPool(spec, drained) });
+    const pool = scheduledPool(spec, drained, this.deps.managed?.(spec));
+    return this.deps.tell({ type: "pool_added", poolId: spec.id, pool });
   }
 
   /** What needs no other engines. */

@@ -30,6 +30,7 @@ import type { GpuGauges, PoolGauges, PoolPrediction } from "../ports/telemetry.t
 import type { GpuFigures } from "./gpu-monitor.ts";
 import type { DrainView } from "./pool-drain.ts";
 import type { ReloadView } from "./pool-reload.ts";
+import type { PoolResidence, ResidenceView } from "./residency-keeper.ts";
 
 /** The queues and leases, as the dispatcher knows them. Unknown ids have nothing queued and nothing busy. */
 export interface QueueView {
@@ -67,6 +68,8 @@ export interface PoolsDeps {
   readonly speeds: SpeedView;
   /** Absent: no card is watched. */
   readonly gpus?: GpuView;
+  /** Absent: every pool has memory. Null: it takes none here. */
+  readonly residenceOf?: (poolId: string) => ResidenceView | null;
   /** Absent: nobody drains pools. Null: this one is not drained. */
   readonly drainOf?: (poolId: string) => DrainView | null;
   /** Absent: nobody reloads pools. Null: this one never was. */
@@ -88,6 +91,8 @@ export interface PoolSummary {
   readonly modelRef: string;
   readonly state: PoolState;
   readonly ready: boolean;
+  /** Null: it takes no memory here. */
+  readonly residence: PoolResidence | null;
   /** As configured. */
   readonly replicas: number;
   /** Of the replicas that serve now. */
@@ -113,6 +118,7 @@ export interface ReplicaHealth {
 export interface PoolHealth {
   readonly id: string;
   readonly live: boolean;
+  readonly residence: PoolResidence | null;
   readonly ready: boolean;
   readonly draining: boolean;
   readonly state: PoolState;
@@ -158,6 +164,7 @@ export class Pools {
       const replicas = this.deps.control.snapshots(pool.id);
       const { state, ready } = this.condition(pool.id, replicas);
       return {
+        residence: this.residenceOf(pool.id),
         ...identified(pool, newestIdentity(replicas)),
         state,
         ready,
@@ -178,6 +185,7 @@ export class Pools {
     return {
       ...identified(pool, newestIdentity(replicas)),
       ...this.condition(id, replicas),
+      residence: this.residenceOf(id),
       replicas: [...replicas, ...(this.deps.stagedOf?.(id) ?? [])].map((replica) => ({
         id: replica.replicaId,
         state: replica.state,
@@ -198,10 +206,14 @@ export class Pools {
         tokensOut: totals.tokensOut,
         prediction: this.deps.speeds.prediction(id),
       },
-      lastError: newestFailure(replicas),
+      lastError: this.deps.residenceOf?.(id)?.problem ?? newestFailure(replicas),
       drain: this.drainOf(id),
       reload: this.deps.reloadOf?.(id) ?? null,
     };
+  }
+
+  private residenceOf(poolId: string): PoolResidence | null {
+    return this.deps.residenceOf?.(poolId)?.residence ?? null;
   }
 
   private drainOf(poolId: string): DrainView | null {
@@ -210,7 +222,10 @@ export class Pools {
 
   /** What its engines can do, and whether it takes anything up. */
   private condition(poolId: string, replicas: readonly ReplicaSnapshot[]): PoolCondition {
-    const condition = poolCondition(replicas);
+    const unfit = (this.deps.residenceOf?.(poolId)?.problem ?? null) !== null;
+    const condition: PoolCondition = unfit
+      ? { state: "unavailable", live: false, ready: false, draining: false }
+      : poolCondition(replicas);
     const held = this.drainOf(poolId) !== null || this.deps.reloadOf?.(poolId)?.held === true;
     return held ? { ...condition, ready: false, draining: true } : condition;
   }

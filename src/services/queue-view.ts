@@ -5,7 +5,10 @@
 import { assert } from "../domain/assert.ts";
 import type { ReplicaSlots } from "../domain/placement.ts";
 import { isDrained, isQuiet, isRetiredQuiet, type SchedulerState } from "../domain/scheduler.ts";
+import { type PoolWork, workOf } from "../domain/scheduler-work.ts";
 import type { TaskRegistry } from "./task-registry.ts";
+
+const none: readonly string[] = [];
 
 export class QueueView {
   constructor(
@@ -24,6 +27,26 @@ export class QueueView {
   /** An operator drained it: nothing starts there. */
   isDrained(poolId: string): boolean {
     return isDrained(this.scheduler, poolId);
+  }
+
+  /** Pools in which something moved since this was asked last. */
+  takeTouched(): readonly string[] {
+    const { touched } = this.scheduler;
+    if (touched.size === 0) return none;
+    const ids = [...touched];
+    touched.clear();
+    return ids;
+  }
+
+  workOf(poolId: string): PoolWork {
+    const pool = this.scheduler.pools.get(poolId);
+    assert(pool !== undefined, `pool ${poolId} exists`);
+    return workOf(pool);
+  }
+
+  /** Its model is not in memory, or is to leave it: nothing starts there. */
+  lacksMemory(poolId: string): boolean {
+    return this.scheduler.pools.get(poolId)?.holds.has("memory") ?? false;
   }
 
   /** Nothing runs there, and nothing waits that has to finish on its present model. */

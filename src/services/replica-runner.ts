@@ -52,6 +52,8 @@ export interface RunnerHooks {
   ready(runner: ReplicaRunner, client: EngineClient, speed: WarmUpSpeed): void;
   lost(runner: ReplicaRunner, failure: ReplicaFailure | null): void;
   unavailable(runner: ReplicaRunner, failure: ReplicaFailure): void;
+  /** It starts when it is asked to: what had made that hopeless has changed. */
+  mendable(runner: ReplicaRunner): void;
   /** After an event that changed the state. */
   moved(runner: ReplicaRunner): void;
 }
@@ -123,6 +125,11 @@ export class ReplicaRunner {
 
   get state(): Replica["state"] {
     return this.#state.state;
+  }
+
+  /** When an open circuit may be tried; in the past where it is not open. */
+  get retryAtMs(): number {
+    return this.#state.state === "circuit_open" ? this.#state.retryAtMs : 0;
   }
 
   get incarnation(): number {
@@ -226,6 +233,9 @@ export class ReplicaRunner {
         break;
       case "report_lost":
         this.#hooks.lost(this, command.failure);
+        break;
+      case "report_mendable":
+        this.#hooks.mendable(this);
         break;
       case "report_unavailable":
         this.#hooks.unavailable(this, command.failure);

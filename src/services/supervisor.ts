@@ -13,6 +13,8 @@ import { type RestartPolicy, replicaPolicy } from "../domain/replica-model.ts";
 import type { EngineAdapter } from "../ports/engine.ts";
 import type {
   GenerationControl,
+  LoadControl,
+  MemoryGate,
   PoolControl,
   ReplicaControl,
   ReplicaListener,
@@ -33,7 +35,7 @@ interface Staged {
   over: boolean;
 }
 
-export class Supervisor implements ReplicaControl, GenerationControl, PoolControl {
+export class Supervisor implements ReplicaControl, GenerationControl, LoadControl, PoolControl {
   readonly #options: SupervisorOptions;
   #restart: RestartPolicy;
   readonly #pools = new Map<string, readonly ReplicaRunner[]>();
@@ -48,6 +50,12 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
   readonly #reaping = new Set<{ readonly runners: readonly ReplicaRunner[]; readonly done: () => void }>();
   readonly #replicas = new Map<string, ReplicaRunner>();
   readonly #allStopped = Promise.withResolvers<void>();
+  /** Absent: every pool may be in memory. */
+  #memory: MemoryGate | null = null;
+  /** Pools that the keeper of memory has let in. */
+  readonly #granted = new Set<string>();
+  /** Pools that an operator wants tried although nothing has changed, once they have memory. */
+  readonly #anyway = new Set<string>();
   /** Pools whose model is being fetched. */
   readonly #preparing = new Set<string>();
   #hooks: RunnerHooks | null = null;
@@ -59,19 +67,29 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
     this.#restart = options.restart;
   }
 
+  /** Before `start`. */
+  obey(memory: MemoryGate): void {
+    assert(this.#listener === null, "who decides about memory is known before anything starts");
+    this.#memory = memory;
+  }
+
   /** Once. The host's `sweep` comes before it, so that nothing of an earlier daemon holds a socket. */
   start(pools: readonly PoolSpec[], listener: ReplicaListener): void {
     assert(this.#listener === null, "a supervisor starts once");
     this.#listener = listener;
     this.#hooks = this.#hooksFor(listener);
     for (const pool of pools) this.#supervise(pool);
-    for (const pool of pools) if (pool.preload) this.ensurePool(pool.id);
+    for (const pool of pools) if (pool.preload && this.#mayLoad(pool.id)) this.ensurePool(pool.id);
   }
 
   ensurePool(poolId: string): void {
     if (this.#stopping || this.#preparing.has(poolId) || this.#parked.has(poolId)) return;
     // It was asked for in the moment in which it was removed.
     if (!this.#pools.has(poolId)) return;
+    if (!this.#mayLoad(poolId)) {
+      this.#memory?.wanted(poolId, Math.min(...this.#ofPool(poolId).map(({ retryAtMs }) => retryAtMs)));
+      return;
+    }
     const [first] = this.#ofPool(poolId);
     const prepared = first === undefined ? null : (this.#options.models?.prepare(first.pool) ?? null);
     if (prepared === null) {
@@ -88,13 +106,47 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
 
   #startPool(poolId: string): void {
     if (this.#stopping || this.#parked.has(poolId) || !this.#pools.has(poolId)) return;
-    for (const runner of this.#ofPool(poolId)) runner.send({ type: "start_requested" });
+    if (!this.#mayLoad(poolId)) return;
+    const anyway = this.#anyway.delete(poolId);
+    for (const runner of this.#ofPool(poolId)) runner.send({ type: "start_requested", anyway });
   }
 
   retryPool(poolId: string): void {
     if (this.#stopping || this.#parked.has(poolId)) return;
+    if (!this.#mayLoad(poolId)) {
+      if (!this.#ofPool(poolId).some(({ state }) => state === "circuit_open")) return;
+      this.#anyway.add(poolId);
+      this.#memory?.wanted(poolId, 0);
+      return;
+    }
     for (const runner of this.#ofPool(poolId))
       if (runner.state === "circuit_open") runner.send({ type: "start_requested", anyway: true });
+  }
+
+  // ---- memory ----
+
+  load(poolId: string): void {
+    this.grant(poolId);
+    this.ensurePool(poolId);
+  }
+
+  grant(poolId: string): void {
+    assert(this.#memory?.manages(poolId) === true, `the memory of pool ${poolId} is managed`);
+    this.#granted.add(poolId);
+  }
+
+  unload(poolId: string): Promise<void> {
+    this.#granted.delete(poolId);
+    return this.#stopped(this.#ofPool(poolId));
+  }
+
+  rest(poolId: string): void {
+    this.#granted.delete(poolId);
+    for (const runner of this.#ofPool(poolId)) runner.send({ type: "rest_requested" });
+  }
+
+  #mayLoad(poolId: string): boolean {
+    return this.#memory?.manages(poolId) !== true || this.#granted.has(poolId);
   }
 
   snapshots(poolId: string): readonly ReplicaSnapshot[] {
@@ -145,7 +197,8 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
 
   addPool(pool: PoolSpec): void {
     this.#supervise(pool);
-    if (pool.preload) this.ensurePool(pool.id);
+    this.#memory?.added(pool);
+    if (pool.preload && this.#mayLoad(pool.id)) this.ensurePool(pool.id);
   }
 
   async removePool(poolId: string): Promise<void> {
@@ -156,6 +209,9 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
     this.#forget(runners);
     this.#pools.delete(poolId);
     this.#parked.delete(poolId);
+    this.#granted.delete(poolId);
+    this.#anyway.delete(poolId);
+    this.#memory?.removed(poolId);
   }
 
   configurePool(pool: PoolSpec): void {
@@ -165,7 +221,8 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
       const now = withSettingsOf(runner.pool, pool);
       runner.configure(now, replicaPolicy(now, this.#restart));
     }
-    if (pool.preload) this.ensurePool(id);
+    this.#memory?.configured(pool);
+    if (pool.preload && this.#mayLoad(id)) this.ensurePool(id);
   }
 
   isStopped(poolId: string): boolean {
@@ -220,6 +277,7 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
         hear(failure);
       },
       unavailable: (_, failure) => hear(failure),
+      mendable: () => undefined,
       moved: (runner) => {
         // Nothing is tried twice here: who asked for it is told of the first failure.
         const { lastError } = runner.snapshot();
@@ -231,6 +289,7 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
       ready: (...of) => this.#hooksOf(staged, hooks).ready(...of),
       lost: (...of) => this.#hooksOf(staged, hooks).lost(...of),
       unavailable: (...of) => this.#hooksOf(staged, hooks).unavailable(...of),
+      mendable: (...of) => this.#hooksOf(staged, hooks).mendable(...of),
       moved: (...of) => this.#hooksOf(staged, hooks).moved(...of),
     };
     const runners = Array.from({ length: pool.replicas }, (_, at) =>
@@ -337,6 +396,7 @@ export class Supervisor implements ReplicaControl, GenerationControl, PoolContro
         if (this.#retired.get(runner.pool.id)?.includes(runner)) runner.send({ type: "stop_requested" });
       },
       unavailable: (runner, failure) => this.#replicaGaveUp(runner.pool.id, failure, listener),
+      mendable: ({ pool }) => this.#memory?.wanted(pool.id, 0),
       moved: () => this.#settle(),
     };
   }

@@ -215,6 +215,31 @@ describe("pools", () => {
     expect([demo?.fullPolicy, demo?.price]).toEqual(["reject", { per1kTokensIn: 0, per1kTokensOut: 0 }]);
   });
 
+  test("devices, rest and the memory of mock pools; what an engine calls a card is that card (ORCHD-MEM-2)", () => {
+    const text = [
+      "devices: [{ id: CUDA1, memory_bytes: 24GiB }, { id: host, memory_bytes: 1000, reserve_bytes: 1 KiB }]",
+      "residency: { swap_max_wait_ms: 5 }",
+      mockPool("preload: false, idle_unload_ms: 0, devices: [gpu-1, host], mock: { memory_bytes: 2MiB }"),
+    ].join("\n");
+    expect(problemsOf(text)).toEqual([
+      "F:1:94: devices[1].reserve_bytes: found 1 KiB, expected at most memory_bytes (1000)",
+    ]);
+    const config = compiled(text.replace("1 KiB", "null"));
+    expect(config.devices).toEqual([
+      { id: "gpu-1", memoryBytes: 24 * 2 ** 30, reserveBytes: null },
+      { id: "host", memoryBytes: 1000, reserveBytes: null },
+    ]);
+    expect(config.residency).toEqual({ swapMaxWaitMs: 5, swapTurnMaxMs: 300_000 });
+    const [first] = config.pools;
+    expect([first?.devices, first?.idleUnloadMs, first?.mock?.memoryBytes]).toEqual([
+      ["gpu-1", "host"],
+      0,
+      2 * 2 ** 20,
+    ]);
+    expect(compiled(renderConfig(config)).pools).toEqual(config.pools);
+    expect(compiled(renderConfig(config)).devices).toEqual(config.devices);
+  });
+
   test("a mock pool with faults", () => {
     const config = compiled(
       mockPool("mock: { token_ms: 1, faults: [{ kind: stall, nth: 2, after_tokens: 3 }] }"),

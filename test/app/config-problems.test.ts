@@ -294,6 +294,26 @@ describe("mistakes in the file: path, line, what was found, what is expected", (
       mockPool("price: { per_1k_tokens: 1 }"),
       "pools[0].price.per_1k_tokens: unknown key; did you mean per_1k_tokens_in?",
     ],
+    [
+      "a device by its bare number",
+      pool("devices: [0]"),
+      "pools[0].devices[0]: found 0, expected host, gpu-0, gpu-1 and so on, or an engine's name for one such as CUDA0",
+    ],
+    [
+      "rest of a pool that is kept loaded",
+      pool("idle_unload_ms: 1000"),
+      "pools[0].idle_unload_ms: found 1000 with preload: true, which keeps it loaded; set preload: false",
+    ],
+    [
+      "a size without its unit",
+      "devices: [{ id: host, memory_bytes: 24GB }]",
+      'devices[0].memory_bytes: found "24GB", expected bytes, or a size such as 24GiB',
+    ],
+    [
+      "a device twice",
+      "devices: [{ id: gpu-0 }, { id: CUDA0 }]",
+      "devices[1].id: found CUDA0, which devices[0] is already",
+    ],
     ["a variable that is a number", pool("env: { A: 1 }"), "pools[0].env.A: found 1, expected a text"],
   ];
   test.each(pools)("pools: %s", (_, text, part) => {

@@ -74,6 +74,8 @@ function use(metrics: PromMetrics): void {
   metrics.restart({ poolId: "chat", replicaId: "chat/0", cause: "crashed" });
   metrics.poolReloaded({ poolId: "chat", result: "done" });
   metrics.configReloaded({ result: "done" });
+  metrics.poolLoaded({ poolId: "chat", reason: "wanted", tookMs: 1200 });
+  metrics.poolUnloaded({ poolId: "chat", reason: "evicted" });
   metrics.modelVerified({ result: "done", reason: "given" });
 }
 

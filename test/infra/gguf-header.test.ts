@@ -165,12 +165,11 @@ describe("GGUF header", () => {
   });
 
   test("sizes the context: asked for, trained, or bounded", () => {
-    const header = (contextLength: number | null) => ({ ...parse(gguf(keys)), contextLength });
-    expect(contextPerSlot(null, header(2048))).toBe(2048);
-    expect(contextPerSlot(null, header(131_072))).toBe(8192);
-    expect(contextPerSlot(null, header(null))).toBe(4096);
-    expect(contextPerSlot(1_000_000, header(2048))).toBe(2048);
-    expect(contextPerSlot(512, header(2048))).toBe(512);
+    expect(contextPerSlot(null, 2048)).toBe(2048);
+    expect(contextPerSlot(null, 131_072)).toBe(8192);
+    expect(contextPerSlot(null, null)).toBe(4096);
+    expect(contextPerSlot(1_000_000, 2048)).toBe(2048);
+    expect(contextPerSlot(512, 2048)).toBe(512);
     expect(contextPerSlot(32_768, null)).toBe(32_768);
   });
 });

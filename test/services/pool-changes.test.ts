@@ -343,11 +343,9 @@ describe("a pool that is no longer named", () => {
   test("goes only when another takes tasks: at each turn there is a pool", async () => {
     await started();
     const sizes = new Set<number>();
-    const before = rig.dispatcher.afterTurn;
-    rig.dispatcher.afterTurn = () => {
-      before();
+    rig.dispatcher.afterTurn.push(() => {
       sizes.add(specs.list.length);
-    };
+    });
     const c = mockPool({ id: "c" });
     want([c]);
     await rig.clock.advance(1000);

@@ -68,6 +68,7 @@ describe("the list", () => {
         modelRef: "mock:words",
         state: "ready",
         ready: true,
+        residence: null,
         replicas: 2,
         slotsTotal: 4,
         slotsBusy: 3,
@@ -80,6 +81,7 @@ describe("the list", () => {
         modelRef: "file:/m/e.gguf",
         state: "stopped",
         ready: false,
+        residence: null,
         replicas: 1,
         slotsTotal: 0,
         slotsBusy: 0,
@@ -106,6 +108,7 @@ describe("the health of a pool", () => {
       live: true,
       ready: true,
       draining: false,
+      residence: null,
       replicas: [
         {
           id: "chat-0",

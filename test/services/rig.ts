@@ -4,17 +4,24 @@
  */
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import { anywhere } from "../../src/domain/pool-choice.ts";
+import type { ResidencyRules } from "../../src/domain/residency-state.ts";
 import { samplerProfiles } from "../../src/domain/sampler-profile.ts";
 import type { SessionRules } from "../../src/domain/session.ts";
 import type { Sampling, TaskSpec } from "../../src/domain/task.ts";
 import { MockAdapter } from "../../src/infra/engines/mock.ts";
 import type { EngineAdapter } from "../../src/ports/engine.ts";
+import type { LendRecord } from "../../src/ports/pool-store.ts";
 import type { ProcessHost } from "../../src/ports/process.ts";
+import type { ModelGate } from "../../src/ports/supervision.ts";
 import type { Log, LogFields, Metrics } from "../../src/ports/telemetry.ts";
 import { Admission, type AdmissionOptions, type Submission } from "../../src/services/admission.ts";
 import { AttemptRunner } from "../../src/services/attempt-runner.ts";
+import { DeviceLending } from "../../src/services/device-lending.ts";
+import { DeviceMemory, type DeviceSpec } from "../../src/services/device-memory.ts";
 import { Dispatcher } from "../../src/services/dispatcher.ts";
 import type { Submitted } from "../../src/services/mailbox.ts";
+import { ModelNeeds } from "../../src/services/model-needs.ts";
+import { ResidencyKeeper } from "../../src/services/residency-keeper.ts";
 import { type SessionMetrics, Sessions } from "../../src/services/sessions.ts";
 import { Streams, type StreamsOptions } from "../../src/services/streams.ts";
 import { Supervisor } from "../../src/services/supervisor.ts";
@@ -23,6 +30,7 @@ import { TaskRegistry } from "../../src/services/task-registry.ts";
 import { type TranscriptRulesOfUse, Transcripts } from "../../src/services/transcripts.ts";
 import { WriteAhead } from "../../src/services/write-ahead.ts";
 import { MemoryJournal } from "../support/memory-journal.ts";
+import { MemoryRecords } from "../support/memory-records.ts";
 import { MemoryTaskStore } from "../support/memory-store.ts";
 import { poolSpec } from "../support/replicas.ts";
 import { SeededEntropy, VirtualClock } from "../support/virtual-clock.ts";
@@ -57,6 +65,8 @@ export class RecordingMetrics implements Metrics, SessionMetrics {
   readonly backpressure = (...args: unknown[]): void => this.add("backpressure", args);
   readonly placement = (...args: unknown[]): void => this.add("placement", args);
   readonly restart = (...args: unknown[]): void => this.add("restart", args);
+  readonly poolLoaded = (...args: unknown[]): void => this.add("poolLoaded", args);
+  readonly poolUnloaded = (...args: unknown[]): void => this.add("poolUnloaded", args);
   readonly poolReloaded = (...args: unknown[]): void => this.add("poolReloaded", args);
   readonly configReloaded = (...args: unknown[]): void => this.add("configReloaded", args);
   readonly modelVerified = (...args: unknown[]): void => this.add("modelVerified", args);
@@ -88,7 +98,28 @@ export const noProcesses: ProcessHost = {
   sweep: noProcess,
 };
 
+/** What the pools of a rig share. */
+export interface RigMemory {
+  readonly devices: readonly DeviceSpec[];
+  readonly rules?: ResidencyRules;
+  /** What an earlier rig left lent. */
+  readonly lends?: MemoryRecords<LendRecord>;
+  readonly needs?: Pick<ModelNeeds, "of" | "learn">;
+  readonly models?: Pick<ModelGate, "prepare">;
+}
+
+/** Of mock pools only. */
+export const mockNeeds = (log: Log): ModelNeeds =>
+  new ModelNeeds({
+    reckoner: { reckon: () => null, fileBytes: () => null },
+    kept: { read: () => null, write: () => true },
+    log,
+    processBytes: 0,
+  });
+
 export interface RigOptions {
+  /** Absent: every pool is in memory whenever it wants. */
+  readonly memory?: RigMemory;
   readonly pools?: readonly PoolSpec[];
   readonly adapter?: (clock: VirtualClock) => EngineAdapter;
   readonly streams?: Partial<StreamsOptions>;
@@ -145,6 +176,8 @@ export class Rig {
   readonly streams: Streams;
   readonly admission: Admission;
   readonly pools: readonly PoolSpec[];
+  readonly keeper: ResidencyKeeper | null;
+  readonly lending: DeviceLending | null;
   readonly fatal: unknown[] = [];
   private tasks = 0;
 
@@ -199,6 +232,7 @@ export class Rig {
       runner: this.runner,
       pools: this.pools,
       drained: options.drained ?? new Set(),
+      managed: () => options.memory !== undefined,
       attemptsMax: 3,
       batchMaxWaitMs: options.batchMaxWaitMs ?? 60_000,
       rules: {
@@ -213,6 +247,15 @@ export class Rig {
       (taskId, reason) => void this.dispatcher.cancel(taskId, reason),
       (taskId) => this.dispatcher.noteWatched(taskId),
     );
+    const { memory } = options;
+    this.keeper = memory === undefined ? null : this.keeperOf(memory);
+    this.lending =
+      this.keeper === null
+        ? null
+        : new DeviceLending({
+            ...{ clock, log, keeper: this.keeper, store: memory?.lends ?? new MemoryRecords() },
+            tell: (event) => this.dispatcher.tell(event),
+          });
     this.admission = new Admission(this.dispatcher, this.pools, entropy, {
       defaultMaxTokens: 8,
       defaultDeadlineMs: null,
@@ -220,9 +263,29 @@ export class Rig {
     });
   }
 
+  private keeperOf({ devices, rules, needs, models }: RigMemory): ResidencyKeeper {
+    const { clock, log, metrics, dispatcher } = this;
+    const keeper = new ResidencyKeeper({
+      ...{ clock, log, metrics, dispatcher, control: this.supervisor, specs: this.pools },
+      rules: rules ?? { swapMaxWaitMs: 3000, swapTurnMaxMs: 20_000 },
+      needs: needs ?? mockNeeds(log),
+      ...(models === undefined ? {} : { models }),
+      devices: () =>
+        new DeviceMemory(
+          { configured: devices, gpus: { figures: () => [] }, host: { sample: () => null } },
+          this.pools,
+        ),
+      retryMs: 10_000,
+      onFatal: (error) => this.fatal.push(error),
+    });
+    this.supervisor.obey(keeper);
+    return keeper;
+  }
+
   /** Starts the engines and waits until they are ready, where they become so within that time. */
   async start(waitMs = 1000): Promise<this> {
-    this.supervisor.start(this.pools, this.dispatcher);
+    this.supervisor.start(this.pools, this.keeper ?? this.dispatcher);
+    this.keeper?.start(this.lending?.lent ?? new Map());
     for (const record of this.dispatcher.recover()) this.streams.expect(record);
     await this.clock.advance(waitMs);
     return this;
@@ -234,6 +297,8 @@ export class Rig {
     this.dispatcher.halt();
     this.streams.suspend();
     await this.clock.advance(0);
+    this.lending?.stop();
+    this.keeper?.stop();
     void this.supervisor.stop();
     await this.clock.advance(1000);
     this.streams.close();

@@ -8,21 +8,26 @@
 import { unlimited } from "../../src/domain/budget.ts";
 import { limits } from "../../src/domain/limits.ts";
 import type { PoolSpec } from "../../src/domain/pool.ts";
+import type { ResidencyRules } from "../../src/domain/residency-state.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
 import type { Clock, Timer } from "../../src/ports/clock.ts";
 import type { EngineAdapter } from "../../src/ports/engine.ts";
 import type { Journal } from "../../src/ports/journal.ts";
+import type { KeptRecords, LendRecord } from "../../src/ports/pool-store.ts";
 import type { TaskStore } from "../../src/ports/task-store.ts";
 import type { Metrics } from "../../src/ports/telemetry.ts";
 import { AttemptRunner } from "../../src/services/attempt-runner.ts";
+import { DeviceLending } from "../../src/services/device-lending.ts";
+import { DeviceMemory, type DeviceSpec } from "../../src/services/device-memory.ts";
 import { Dispatcher } from "../../src/services/dispatcher.ts";
+import { ResidencyKeeper } from "../../src/services/residency-keeper.ts";
 import { type SessionMetrics, Sessions } from "../../src/services/sessions.ts";
 import { Streams } from "../../src/services/streams.ts";
 import { Supervisor, type SupervisorOptions } from "../../src/services/supervisor.ts";
 import { TaskArchive } from "../../src/services/task-archive.ts";
 import { type TaskRecord, TaskRegistry } from "../../src/services/task-registry.ts";
 import { WriteAhead } from "../../src/services/write-ahead.ts";
-import { noProcesses, silentLog } from "../services/rig.ts";
+import { mockNeeds, noProcesses, silentLog } from "../services/rig.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
 
 export type Fair = "fifo" | "per-key";
@@ -35,6 +40,7 @@ export interface Parts {
   readonly Dispatcher: typeof Dispatcher;
   readonly AttemptRunner: typeof AttemptRunner;
   readonly WriteAhead: typeof WriteAhead;
+  readonly Keeper: typeof ResidencyKeeper;
   /** Stands before the store of each daemon. */
   readonly storeOf: (store: TaskStore) => TaskStore;
 }
@@ -42,6 +48,7 @@ export const realParts: Parts = {
   Dispatcher,
   AttemptRunner,
   WriteAhead,
+  Keeper: ResidencyKeeper,
   storeOf: (store) => store,
 };
 
@@ -64,6 +71,12 @@ export interface DaemonOptions {
   readonly restart: SupervisorOptions["restart"];
   /** Pools that an earlier one left drained. */
   readonly drained?: ReadonlySet<string>;
+  /** Absent: every pool has memory. */
+  readonly memory?: {
+    readonly devices: readonly DeviceSpec[];
+    readonly rules: ResidencyRules;
+    readonly lends: KeptRecords<LendRecord>;
+  };
   readonly onFatal: (error: unknown) => void;
   /** The last viewer of a task left and did not come back: the daemon cancels it. */
   readonly onUnwatched: (taskId: string, cancel: () => Promise<void>) => void;
@@ -77,6 +90,8 @@ export class Daemon {
   readonly dispatcher: Dispatcher;
   readonly streams: Streams;
   readonly sessions: Sessions;
+  readonly keeper: ResidencyKeeper | null;
+  readonly lending: DeviceLending | null;
   private readonly ahead: WriteAhead;
   /** What its store still had to do when it started. */
   recovered: readonly TaskRecord[] = [];
@@ -123,6 +138,7 @@ export class Daemon {
       runner: this.runner,
       pools,
       drained: options.drained ?? new Set(),
+      managed: () => options.memory !== undefined,
       attemptsMax: options.attemptsMax,
       batchMaxWaitMs: options.batchMaxWaitMs,
       fair: options.fair,
@@ -132,6 +148,35 @@ export class Daemon {
       },
       onFatal: options.onFatal,
     });
+    const { memory, onFatal } = options;
+    const { dispatcher } = this;
+    this.keeper =
+      memory === undefined
+        ? null
+        : new parts.Keeper({
+            ...{ clock, log: silentLog, metrics: silentMetrics, dispatcher, specs: pools, onFatal },
+            control: this.supervisor,
+            rules: memory.rules,
+            needs: mockNeeds(silentLog),
+            devices: () =>
+              new DeviceMemory(
+                {
+                  configured: memory.devices,
+                  gpus: { figures: () => [] },
+                  host: { sample: () => null },
+                },
+                pools,
+              ),
+            retryMs: options.restart.breakerWindowMs,
+          });
+    if (this.keeper !== null) this.supervisor.obey(this.keeper);
+    this.lending =
+      this.keeper === null || memory === undefined
+        ? null
+        : new DeviceLending({
+            ...{ clock, log: silentLog, keeper: this.keeper, store: memory.lends },
+            tell: (event) => dispatcher.tell(event),
+          });
     this.streams = new Streams(
       clock,
       {
@@ -146,7 +191,8 @@ export class Daemon {
   }
 
   start(): void {
-    this.supervisor.start(this.options.pools, this.dispatcher);
+    this.supervisor.start(this.options.pools, this.keeper ?? this.dispatcher);
+    this.keeper?.start(this.lending?.lent ?? new Map());
     this.recovered = this.dispatcher.recover();
     for (const record of this.recovered) this.streams.expect(record);
   }
@@ -172,6 +218,8 @@ export class Daemon {
     await clock.advance(0);
     this.halt();
     await clock.advance(0);
+    this.lending?.stop();
+    this.keeper?.stop();
     void this.supervisor.stop();
     await clock.advance(2000);
     this.streams.close();

@@ -2,7 +2,9 @@
 import type { KeptRecords } from "../../src/ports/pool-store.ts";
 import { StoreError } from "../../src/ports/task-store.ts";
 
-export class MemoryRecords<R extends { readonly poolId: string }> implements KeptRecords<R> {
+export class MemoryRecords<R extends { readonly poolId: string } | { readonly deviceId: string }>
+  implements KeptRecords<R>
+{
   readonly records = new Map<string, R>();
   /** The disk refuses. */
   full = false;
@@ -12,10 +14,10 @@ export class MemoryRecords<R extends { readonly poolId: string }> implements Kep
   }
   put(record: R): void {
     if (this.full) throw new StoreError("full", "no room");
-    this.records.set(record.poolId, record);
+    this.records.set("poolId" in record ? record.poolId : record.deviceId, record);
   }
-  remove(poolId: string): void {
+  remove(id: string): void {
     if (this.full) throw new StoreError("full", "no room");
-    this.records.delete(poolId);
+    this.records.delete(id);
   }
 }

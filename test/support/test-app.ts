@@ -9,6 +9,7 @@ import { artifactsRoutes } from "../../src/api/artifacts.ts";
 import { capabilitiesRoutes } from "../../src/api/capabilities.ts";
 import { catalogRoutes } from "../../src/api/catalog.ts";
 import { configRoutes } from "../../src/api/config.ts";
+import { devicesRoutes } from "../../src/api/devices.ts";
 import { engineLogsRoutes } from "../../src/api/engine-logs.ts";
 import { observabilityRoutes } from "../../src/api/observability.ts";
 import { poolControlRoutes } from "../../src/api/pool-control.ts";
@@ -249,6 +250,7 @@ function shellPlugins(): AnyElysia[] {
     }),
     poolsRoutes({ pools: nothing, contexts: nothing }),
     poolControlRoutes({ pools: nothing, drains: nothing, reloads: nothing, contexts: nothing }),
+    devicesRoutes({ lending: nothing, contexts: nothing }),
     engineLogsRoutes({ engineLogs: nothing, streams: nothing, contexts: nothing }),
     sessionsRoutes({ sessions: nothing, contexts: nothing, clock: nothing }),
     artifactsRoutes({ artifacts: nothing, contexts: nothing }),
@@ -361,6 +363,7 @@ function contractPlugins(): AnyElysia[] {
     configRoutes({ config: nothing, contexts: nothing }),
     engineLogsRoutes({ engineLogs: nothing, streams: nothing, contexts: nothing }),
     poolControlRoutes({ pools: nothing, drains: nothing, reloads: nothing, contexts: nothing }),
+    devicesRoutes({ lending: nothing, contexts: nothing }),
     control,
     operations,
   ];

@@ -8,6 +8,7 @@ import { reloadPhases, reloadStrategies } from "../../domain/pool-reload.ts";
 import { poolStates } from "../../domain/pool-state.ts";
 import type { PredictionBasis } from "../../domain/predictor.ts";
 import { drainStates } from "../../services/pool-drain.ts";
+import { Residence } from "./devices.ts";
 import { count, epochMs, nullable, oneOf, poolId, strict } from "./wire.ts";
 
 export const PoolState = oneOf(poolStates, {
@@ -60,6 +61,7 @@ const summary = {
   engine_version: nullable(Type.String(), "What the engine reported; null while none has been ready."),
   model_ref: Type.String(),
   state: PoolState,
+  residence: nullable(Residence, "Null for a server elsewhere: it takes no memory here."),
 };
 
 export const PoolSummary = strict(

@@ -22,6 +22,7 @@ import {
 import type { Endpoint } from "./http-exchange.ts";
 import { LlamaCppCalls } from "./llamacpp-calls.ts";
 import { httpError, isJson } from "./llamacpp-frames.ts";
+import { MemoryLog } from "./llamacpp-memory.ts";
 import { SlotWatch } from "./slot-watch.ts";
 
 /** The engine takes this seed as "draw one yourself" (LLAMA_DEFAULT_SEED). */
@@ -70,6 +71,8 @@ export class LlamaCppClient implements EngineClient {
   readonly #slotWatch: SlotWatch;
   #endpoint: Endpoint | null;
   #contextMib: number | null = null;
+  /** Until it has told: afterwards its lines are about tasks. */
+  #memory: MemoryLog | null = new MemoryLog();
 
   constructor(options: LlamaCppClientOptions) {
     this.#clock = options.clock;
@@ -121,6 +124,7 @@ export class LlamaCppClient implements EngineClient {
         this.#contextMib === null ? null : Math.round((this.#contextMib * 2 ** 20) / (slots * ctxPerSlot)),
       hasChatTemplate: text(props.chat_template) !== null,
       workloads: [this.#workload],
+      memory: this.#takeMemory(),
     };
   }
 
@@ -237,7 +241,14 @@ export class LlamaCppClient implements EngineClient {
     await this.#calls.json(`/slots/${slot}?action=erase`, {}, signal);
   }
 
+  #takeMemory(): NonNullable<EngineIdentity["memory"]> | null {
+    const report = this.#memory?.report() ?? null;
+    this.#memory = null;
+    return report === null ? null : { host: report.host, device: report.device };
+  }
+
   onLogLine(line: string): void {
+    this.#memory?.line(line);
     if (line.includes("fit_memory_breakdown")) this.#contextMib = contextMibOf(line) ?? this.#contextMib;
     if (this.#endpoint === null && line.includes("listening on")) {
       const match = listening.exec(line);

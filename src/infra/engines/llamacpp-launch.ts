@@ -5,6 +5,7 @@
  * The socket lies in `runDir`, which the process host keeps at mode 0700: whatever the engine's umask, nobody
  * else reaches it. The key is a second lock for the case that it listens on loopback TCP.
  */
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { assert } from "../../domain/assert.ts";
 import type { DevicePlan } from "../../domain/device-plan.ts";
@@ -60,7 +61,7 @@ export function launch(input: LaunchInput): Launch {
   const socket = join(input.runDir, `${input.replicaId}.sock`);
   const socketPath = Buffer.byteLength(socket) <= limits.unixSocketPathCharsMax ? socket : null;
   const workload = workloadOf(pool.workloads);
-  const ctx = contextPerSlot(pool.ctx, input.header);
+  const ctx = contextPerSlot(pool.ctx, input.header?.contextLength ?? null);
   const command = [
     // Dies with the daemon, kill -9 included; the supervisor's sweep covers machines without util-linux.
     ...(input.setpriv === null ? [] : [input.setpriv, "--pdeathsig", "SIGKILL", "--"]),
@@ -76,7 +77,7 @@ export function launch(input: LaunchInput): Launch {
     ...["--cache-ram", String(cacheRamMib)],
     // Without it the engine does not erase a slot either; nothing is ever saved there.
     ...["--slot-save-path", input.runDir],
-    ...batchFlags(input, workload, ctx),
+    ...batchFlags(batchOf(pool.slots, workload, ctx, input.accelerated && input.devices?.hostOnly !== true)),
     ...(asksFor(pool.args, ["-t", "--threads"])
       ? []
       : ["-t", String(Math.max(1, input.hardwareThreads - 1))]),
@@ -95,25 +96,36 @@ export function workloadOf(workloads: readonly Workload[]): Workload {
 }
 
 /** The engine allocates what `-c` says even where its slots cannot use it: never more than the model was trained for. */
-export function contextPerSlot(asked: number | null, header: GgufHeader | null): number {
-  const trained = header?.contextLength ?? null;
+export function contextPerSlot(asked: number | null, trained: number | null): number {
   if (asked === null) return Math.min(trained ?? ctxUnknown, ctxUnaskedMax);
   return trained === null ? asked : Math.min(asked, trained);
 }
 
-/** An embedding or rerank input must fit in one physical batch. */
-function batchFlags(input: LaunchInput, workload: Workload, ctx: number): string[] {
+/** An embedding or rerank input must fit in one physical batch. `ubatch` null: the engine's own. */
+export function batchOf(
+  slots: number,
+  workload: Workload,
+  ctx: number,
+  accelerated: boolean,
+): { readonly batch: number; readonly ubatch: number | null } {
   if (workload === "completion") {
     // All slots' next tokens must fit in one batch.
-    const tokens = Math.max(
-      input.pool.slots,
-      batchTokens[input.accelerated && input.devices?.hostOnly !== true ? "accelerated" : "plain"],
-    );
-    return ["-b", String(tokens)];
+    return { batch: Math.max(slots, batchTokens[accelerated ? "accelerated" : "plain"]), ubatch: null };
   }
-  const batch = String(Math.max(batchTokens.accelerated, Math.min(ctx, ctxUnaskedMax)));
-  return ["-b", batch, "-ub", batch];
+  const batch = Math.max(batchTokens.accelerated, Math.min(ctx, ctxUnaskedMax));
+  return { batch, ubatch: batch };
 }
+
+const batchFlags = ({ batch, ubatch }: ReturnType<typeof batchOf>): string[] => [
+  ...["-b", String(batch)],
+  ...(ubatch === null ? [] : ["-ub", String(ubatch)]),
+];
+
+/** NVIDIA, AMD compute, and whatever renders: only how large a batch may be depends on them. */
+const acceleratorDevices = ["/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128"];
+
+export const isAccelerated = (): boolean =>
+  process.platform === "darwin" || acceleratorDevices.some((path) => existsSync(path));
 
 function workloadFlags(workload: Workload, header: GgufHeader | null): string[] {
   if (workload === "rerank") return ["--rerank"];

@@ -2,7 +2,7 @@
  * The llama.cpp adapter: plans how a llama-server process is started for a replica, and makes its client. The
  * supervisor calls `plan` anew for every start, so each incarnation has its own key.
  */
-import { existsSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { AssertionError, assert } from "../../domain/assert.ts";
 import {
@@ -19,11 +19,9 @@ import type { EngineAdapter, EngineClient, LaunchPlan } from "../../ports/engine
 import type { Log } from "../../ports/telemetry.ts";
 import { type GgufHeader, isGgufError, readGgufHeader } from "./gguf-header.ts";
 import { LlamaCppClient } from "./llamacpp-client.ts";
-import { launch } from "./llamacpp-launch.ts";
+import { isAccelerated, launch } from "./llamacpp-launch.ts";
 
 const keyBytes = 32;
-/** NVIDIA, AMD compute, and whatever renders: only how large a batch may be depends on them. */
-const acceleratorDevices = ["/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128"];
 
 export interface LlamaCppAdapterOptions {
   readonly clock: Clock;
@@ -40,8 +38,7 @@ export class LlamaCppAdapter implements EngineAdapter {
   readonly #log: Log;
   readonly #cards: () => readonly Card[];
   readonly #setpriv = Bun.which("setpriv");
-  readonly #accelerated =
-    process.platform === "darwin" || acceleratorDevices.some((path) => existsSync(path));
+  readonly #accelerated = isAccelerated();
 
   constructor(options: LlamaCppAdapterOptions) {
     this.#clock = options.clock;

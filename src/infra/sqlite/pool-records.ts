@@ -3,7 +3,7 @@
  * says what holds. It is the only copy: it is opened as strictly as the task store, and every write is synced.
  */
 import type { Database } from "bun:sqlite";
-import type { DrainRecord, KeptRecords, ModelRecord, PoolStore } from "../../ports/pool-store.ts";
+import type { DrainRecord, KeptRecords, LendRecord, ModelRecord, PoolStore } from "../../ports/pool-store.ts";
 import type { Migration } from "./migrations.ts";
 import { openDatabase } from "./open-database.ts";
 import { damaged, storeFailure } from "./store-failure.ts";
@@ -19,6 +19,7 @@ const migrations: readonly Migration[] = [
       db.run(table("models"));
     },
   },
+  { version: 2, apply: (db) => db.run(table("lends")) },
 ];
 
 const crcOf = (text: string): number => Bun.hash.crc32(text);
@@ -26,6 +27,7 @@ const crcOf = (text: string): number => Bun.hash.crc32(text);
 export class SqlitePoolRecords implements PoolStore {
   readonly drains: KeptRecords<DrainRecord>;
   readonly models: KeptRecords<ModelRecord>;
+  readonly lends: KeptRecords<LendRecord>;
   readonly #db: Database;
 
   /** @throws StoreError */
@@ -36,8 +38,9 @@ export class SqlitePoolRecords implements PoolStore {
       this.#db.run("PRAGMA synchronous = FULL");
       this.#db.run("PRAGMA wal_autocheckpoint = 1000");
     });
-    this.drains = this.#kept("drains");
-    this.models = this.#kept("models");
+    this.drains = this.#kept("drains", ({ poolId }) => poolId);
+    this.models = this.#kept("models", ({ poolId }) => poolId);
+    this.lends = this.#kept("lends", ({ deviceId }) => deviceId);
   }
 
   close(): void {
@@ -47,7 +50,7 @@ export class SqlitePoolRecords implements PoolStore {
     });
   }
 
-  #kept<R extends { readonly poolId: string }>(name: "drains" | "models"): KeptRecords<R> {
+  #kept<R>(name: "drains" | "models" | "lends", idOf: (record: R) => string): KeptRecords<R> {
     const db = this.#db;
     const all = (): R[] =>
       db
@@ -55,22 +58,22 @@ export class SqlitePoolRecords implements PoolStore {
         .all()
         .map(({ pool_id, record, crc }) => {
           if (crcOf(record) !== crc)
-            throw damaged(this.path, `the record of pool ${pool_id} does not match its checksum`);
+            throw damaged(this.path, `the record of ${pool_id} does not match its checksum`);
           return JSON.parse(record) as R;
         });
     const put = (record: R): void => {
       const text = JSON.stringify(record);
       db.query(
         `INSERT INTO ${name} VALUES (?1, ?2, ?3) ON CONFLICT (pool_id) DO UPDATE SET record = ?2, crc = ?3`,
-      ).run(record.poolId, text, crcOf(text));
+      ).run(idOf(record), text, crcOf(text));
     };
-    const remove = (poolId: string): void => {
-      db.query(`DELETE FROM ${name} WHERE pool_id = ?`).run(poolId);
+    const remove = (id: string): void => {
+      db.query(`DELETE FROM ${name} WHERE pool_id = ?`).run(id);
     };
     return {
       all: () => this.#edge(all),
       put: (record) => this.#edge(() => put(record)),
-      remove: (poolId) => this.#edge(() => remove(poolId)),
+      remove: (id) => this.#edge(() => remove(id)),
     };
   }
 

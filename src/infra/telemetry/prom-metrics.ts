@@ -23,6 +23,7 @@ import type {
 import { setCombined, setOrRemove } from "./gauges.ts";
 import { GpuSeries } from "./gpu-series.ts";
 import { LabelBudget, type LabelName } from "./label-budget.ts";
+import { PoolSeries } from "./pool-series.ts";
 import { type ProcessStats, readProcessStats } from "./process-stats.ts";
 
 export interface BuildInfo {
@@ -136,15 +137,15 @@ export class PromMetrics implements Metrics {
   private readonly poolDraining = this.gauge("pool_draining", "1 while an operator has drained the pool.", [
     "pool_id",
   ]);
-  private readonly reloads = this.counter("pool_reloads_total", "Reloads of pools that ended.", [
-    "pool_id",
-    "result",
-  ]);
   private readonly configReloads = this.counter(
     "config_reloads_total",
     "Times that the configuration was read again, by what came of it.",
     ["result"],
   );
+  private readonly ofPools = new PoolSeries(this.registry, (name, labels) => this.shown(name, labels));
+  readonly poolLoaded: Metrics["poolLoaded"] = (labels) => this.ofPools.loaded(labels);
+  readonly poolUnloaded: Metrics["poolUnloaded"] = (labels) => this.ofPools.unloaded(labels);
+  readonly poolReloaded: Metrics["poolReloaded"] = (labels) => this.ofPools.reloaded(labels);
   private readonly brier = this.gauge(
     "prediction_brier_score",
     "Mean squared error of on_time_probability, 0 to 1, less is better; absent until a deadline was scored.",
@@ -305,10 +306,6 @@ export class PromMetrics implements Metrics {
       replica_id: labels.replicaId,
       cause: labels.cause,
     });
-  }
-
-  poolReloaded({ poolId, result }: { poolId: string; result: "done" | "failed" }): void {
-    this.count("pool_reloads_total", this.reloads, { pool_id: poolId, result });
   }
 
   configReloaded(labels: { result: "done" | "failed" | "canceled" }): void {
