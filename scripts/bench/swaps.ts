@@ -20,7 +20,7 @@ import {
 
 type NumericOption =
   | ("rounds" | "handovers" | "each" | "clients" | "tokens" | "slots")
-  | ("swapMaxWait" | "swapTurnMax");
+  | ("swapMaxWait" | "swapTurnMax" | "betweenMaxWait");
 
 const options = engineBench("swaps")
   .option("--rounds <n>", "interleaved repetitions of each mix", Number, 3)
@@ -29,7 +29,8 @@ const options = engineBench("swaps")
   .option("--clients <n>", "clients that wait for their answers", Number, 5)
   .option("--tokens <n>", "tokens of an answer", Number, 16)
   .option("--slots <n>", "slots of an engine", Number, 2)
-  .option("--swap-max-wait <ms>", "residency.swap_max_wait_ms", Number, 3_000)
+  .option("--swap-max-wait <ms>", "residency.swap_max_wait_ms", Number, 30_000)
+  .option("--between-max-wait <ms>", "the same for the one request among constant traffic", Number, 3_000)
   .option("--swap-turn-max <ms>", "residency.swap_turn_max_ms", Number, 30_000)
   .option("--load-mode <mode>", "llama-server's; none: a load reads the whole file and takes longer", "auto")
   .option("--sides <list>", "of daemon, router", "daemon,router")
@@ -46,15 +47,17 @@ process.on("SIGINT", () => {
   process.exit(130);
 });
 const rules = { swapMaxWaitMs: options.swapMaxWait, swapTurnMaxMs: options.swapTurnMax };
+const betweenRules = { ...rules, swapMaxWaitMs: options.betweenMaxWait };
 const { binary, engineBin, loadMode } = options;
 const sideOptions = { binary, engineBin, models, loadMode, tokens, slots, ...rules };
-const daemon = options.sides.includes("daemon") ? await startDaemonSide(sideOptions) : null;
+let daemon = options.sides.includes("daemon") ? await startDaemonSide(sideOptions) : null;
 const router = options.sides.includes("router") ? await startRouterSide(sideOptions) : null;
-const sides: readonly SwapSide[] = [daemon, router].filter((side) => side !== null);
+const sidesNow = (): readonly SwapSide[] => [daemon, router].filter((side) => side !== null);
 const byHand = new ByHand(sideOptions);
 
 /** In turns whose order alternates. */
 async function interleaved<T>(times: number, one: (side: SwapSide) => Promise<T>): Promise<Map<string, T[]>> {
+  const sides = sidesNow();
   const figures = new Map<string, T[]>(sides.map(({ name }) => [name, []]));
   for (let n = 0; n < times; n++)
     for (const side of n % 2 === 0 ? sides : sides.toReversed()) {
@@ -66,6 +69,7 @@ async function interleaved<T>(times: number, one: (side: SwapSide) => Promise<T>
 
 /** Each model goes to the next one, once on each side and once by hand before the pair after it. */
 async function measureHandovers() {
+  const sides = sidesNow();
   const gaps = new Map<string, number[]>(sides.map(({ name }) => [name, []]));
   const hand: HandMade[] = [];
   for (const side of sides) await settle(side, modelNames[0]);
@@ -108,7 +112,16 @@ try {
   const logOfHandovers = daemon?.log() ?? "";
   const atOnce = await interleaved(rounds, (side) => allAtOnce(side, each));
   const turns = await interleaved(rounds, (side) => inTurn(side, clients, turnsEach));
-  const between = await interleaved(rounds, (side) => oneBetween(side, clients, rules.swapMaxWaitMs * 4));
+  const mixes =
+    daemon === null
+      ? null
+      : { log: daemon.log(), metrics: await daemon.metrics(), started: daemon.started() };
+  // Another bound, so another daemon.
+  await daemon?.stop();
+  daemon = mixes === null ? null : await startDaemonSide({ ...sideOptions, ...betweenRules });
+  const between = await interleaved(rounds, (side) =>
+    oneBetween(side, clients, betweenRules.swapMaxWaitMs * 4),
+  );
 
   const figures: Record<string, unknown> = {
     options,
@@ -125,26 +138,31 @@ try {
     ...betweenLines(`one request for B while ${clients} clients ask for A without a pause`, between),
     ...handoverLines("from the last token of a model to the first of the next one, which waits", hand, gaps),
   ];
-  if (daemon !== null) {
-    const run = { log: daemon.log(), logOfHandovers, between: between.get(daemon.name) ?? [] };
+  if (daemon !== null && mixes !== null) {
+    const run = {
+      log: mixes.log,
+      logOfHandovers,
+      logOfBetween: daemon.log(),
+      between: between.get(daemon.name) ?? [],
+      betweenMaxWaitMs: betweenRules.swapMaxWaitMs,
+    };
     const told = daemonFigures({ ...run, pools: modelNames.length, ...rules });
-    const metrics = await daemon.metrics();
     const counted = {
-      started: daemon.started(),
-      loads: totalOf(metrics, "pool_loads_total"),
-      unloads: totalOf(metrics, "pool_unloads_total"),
+      started: mixes.started,
+      loads: totalOf(mixes.metrics, "pool_loads_total"),
+      unloads: totalOf(mixes.metrics, "pool_unloads_total"),
     };
     broken = told.broken;
     Object.assign(figures, { daemon: told, counted });
     lines.push(
       ...told.lines,
-      `  processes started ${counted.started}; pool_loads_total ${counted.loads}, pool_unloads_total ${counted.unloads}`,
+      `  processes started for the mixes and handovers ${counted.started}; pool_loads_total ${counted.loads}, pool_unloads_total ${counted.unloads}`,
     );
   }
   for (const line of lines) process.stdout.write(`${line}\n`);
   say(`written: ${writeFigures("swaps", figures)}`);
 } finally {
-  for (const side of sides) await side.stop();
+  for (const side of sidesNow()) await side.stop();
   await byHand.stop();
   models.remove();
 }
