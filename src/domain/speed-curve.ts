@@ -21,7 +21,7 @@ export interface SpeedCurve {
   /** By concurrency; index 0 is not used, weight 0 is not measured. */
   points: SpeedPoint[];
   /** The smoothed answer by concurrency, up to the highest one measured; derived from the points. */
-  table: number[];
+  readonly table: number[];
 }
 
 export const createSpeedCurve = (): SpeedCurve => ({ points: [], table: [] });
@@ -61,27 +61,50 @@ function between(table: readonly number[], at: number): number {
   return below + (above - below) * (at - Math.floor(at));
 }
 
+interface Block {
+  from: number;
+  to: number;
+  weight: number;
+  ms: number;
+}
+/** Used anew by each `rebuild`, which runs twice for every task that ends. */
+const blocks: Block[] = [];
+const blockAt = (index: number): Block => {
+  blocks[index] ??= { from: 0, to: 0, weight: 0, ms: 0 };
+  return blocks[index];
+};
+
 /** Weighted isotonic regression (pool adjacent violators) through the measured points, straight lines between. */
 export function rebuild(curve: SpeedCurve): void {
-  const blocks: { from: number; to: number; weight: number; ms: number }[] = [];
-  for (const [at, { weight, msPerToken }] of curve.points.entries()) {
-    if (weight <= 0) continue;
-    let block = { from: at, to: at, weight, ms: msPerToken };
-    for (let last = blocks.at(-1); last !== undefined && last.ms > block.ms; last = blocks.at(-1)) {
-      const sum = last.weight + block.weight;
-      const ms = (last.ms * last.weight + block.ms * block.weight) / sum;
-      block = { from: last.from, to: block.to, weight: sum, ms };
-      blocks.pop();
+  const { points, table } = curve;
+  let count = 0;
+  for (let at = 0; at < points.length; at++) {
+    const point = points[at];
+    if (point === undefined || point.weight <= 0) continue;
+    const block = blockAt(count);
+    block.from = at;
+    block.to = at;
+    block.weight = point.weight;
+    block.ms = point.msPerToken;
+    for (; count > 0 && blockAt(count - 1).ms > blockAt(count).ms; count--) {
+      const last = blockAt(count - 1);
+      const { to, weight, ms } = blockAt(count);
+      const sum = last.weight + weight;
+      last.ms = (last.ms * last.weight + ms * weight) / sum;
+      last.weight = sum;
+      last.to = to;
     }
-    blocks.push(block);
+    count++;
   }
-  curve.table = blocks.length === 0 ? [] : [0];
-  for (const { from, to, ms } of blocks) {
-    const before = curve.table.length - 1;
+  table.length = 0;
+  if (count > 0) table.push(0);
+  for (let index = 0; index < count; index++) {
+    const { from, to, ms } = blockAt(index);
+    const before = table.length - 1;
     // Below the first measured concurrency its own speed stands in.
-    const start = before === 0 ? ms : (curve.table[before] ?? ms);
+    const start = before === 0 ? ms : (table[before] ?? ms);
     for (let at = before + 1; at < from; at++)
-      curve.table.push(start + ((ms - start) * (at - before)) / (from - before));
-    for (let at = from; at <= to; at++) curve.table.push(ms);
+      table.push(start + ((ms - start) * (at - before)) / (from - before));
+    for (let at = from; at <= to; at++) table.push(ms);
   }
 }

@@ -56,7 +56,7 @@ export class SystemClock implements Clock {
 
 export class SystemEntropy implements Entropy {
   uuid(): string {
-    return crypto.randomUUID();
+    return Bun.randomUUIDv7();
   }
 
   uint32(): number {

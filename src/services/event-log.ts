@@ -25,6 +25,11 @@ const indexBytesPerMetrics = 8;
 /** UTF-8 takes at most three bytes for one UTF-16 unit. */
 const utf8BytesPerUnitMax = 3;
 
+/** An event that is no token, with the number of its frame. */
+export type OtherEvent = { readonly seq: number } & Extract<StreamEvent, { type: "started" | "metrics" }>;
+/** Of those to which nothing was appended: a hundred thousand tasks may wait. */
+const noEvents: OtherEvent[] = [];
+
 interface Chunk {
   readonly bytes: Buffer;
   used: number;
@@ -70,6 +75,8 @@ export class TaskLog {
   private restored = false;
   /** For its `ahead`: frames were appended since it was shown last. */
   unseen = false;
+  /** Those that are no tokens, as they were appended; null: some came from an earlier process. Until the seal. */
+  private others: OtherEvent[] | null = noEvents;
 
   /** `ahead` null: frames are shown at once. */
   constructor(
@@ -106,7 +113,16 @@ export class TaskLog {
 
   append(event: Extract<StreamEvent, { type: "started" | "metrics" }>): void {
     assert(!this.terminal, `no ${event.type} after the terminal event`);
-    this.write(event.type, encodeEvent(this.length, event), null);
+    const seq = this.length;
+    this.write(event.type, encodeEvent(seq, event), null);
+    if (this.others === noEvents) this.others = [{ seq, ...event }];
+    else this.others?.push({ seq, ...event });
+  }
+
+  /** Started and metrics, in order; null: they are to be read from the frames. Before the seal. */
+  get otherEvents(): readonly OtherEvent[] | null {
+    assert(!this.terminal, "they are kept until the seal");
+    return this.others;
   }
 
   /** For the next process: what its writer wants back of the attempt that speaks from here on. */
@@ -131,6 +147,7 @@ export class TaskLog {
     const seq = this.length;
     this.take(this.encoded(encodeEvent(seq, event)).byteLength, event.type);
     this.terminal = true;
+    this.others = null;
     this.trim();
     for (const cursor of this.cursors ?? []) cursor.sealedAt(seq, skipUnread);
     this.show();
@@ -150,6 +167,7 @@ export class TaskLog {
       if (kind === "token") this.tokens++;
     }
     this.restored = true;
+    this.others = null;
     this.shown = this.length;
   }
 

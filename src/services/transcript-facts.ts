@@ -51,8 +51,9 @@ export function attemptFacts(
 const tokenName = "token".charCodeAt(0);
 const decoder = new TextDecoder();
 
-/** Of very many frames few are other than tokens: only those are read. */
-function otherEventsOf(log: TaskLog): LoggedEvent[] {
+/** Of very many frames few are other than tokens: only those are read, where they are not known. */
+function otherEventsOf(log: TaskLog): readonly LoggedEvent[] {
+  if (log.otherEvents !== null) return log.otherEvents;
   const events: LoggedEvent[] = [];
   for (let seq = 0, left = log.length - log.tokenCount; left > 0; seq++) {
     const frame = log.frameAt(seq);

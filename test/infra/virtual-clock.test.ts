@@ -139,7 +139,10 @@ describe("system clock", () => {
 
   test("entropy: in range, and never twice", () => {
     const entropy = new SystemEntropy();
-    expect(entropy.uuid()).toMatch(/^[\da-f]{8}-[\da-f]{4}-4/);
+    const ids = Array.from({ length: 1000 }, () => entropy.uuid());
+    expect(ids[0]).toMatch(/^[\da-f]{8}-[\da-f]{4}-7/);
+    expect(new Set(ids).size).toBe(1000);
+    expect([...ids].sort()).toEqual(ids);
     expect(entropy.unit()).toBeWithin(0, 1);
     expect(Number.isInteger(entropy.uint32())).toBe(true);
     expect(Buffer.from(entropy.secret(32), "base64url")).toHaveLength(32);

@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import type { StreamEvent } from "../../src/domain/events.ts";
+import { decodeFrame } from "../../src/domain/sse.ts";
 import { type Cursor, type LogAccount, TaskLog } from "../../src/services/event-log.ts";
 import { eventsIn, type SeenEvent } from "./rig.ts";
 
@@ -183,6 +184,25 @@ describe("a cursor", () => {
     await woken;
     expect(log.viewers).toBe(0);
   });
+});
+
+test("what is no token is known as it was appended, and read from the frames where it came from before", () => {
+  const { log } = newLog();
+  expect(log.otherEvents).toEqual([]);
+  log.append(metrics(0));
+  log.appendToken("a");
+  log.append(metrics(1));
+  const frames = Array.from({ length: log.length }, (_, seq) => log.frameAt(seq).slice());
+  const read = frames.flatMap((frame, seq) => {
+    const event = decodeFrame(new TextDecoder().decode(frame));
+    return event?.type === "metrics" ? [{ seq, ...event }] : [];
+  });
+  expect(read).toHaveLength(2);
+  expect([...(log.otherEvents ?? [])]).toEqual(read);
+  const { log: next } = newLog();
+  next.restore([{ kind: "metrics", bytes: frames[0] ?? new Uint8Array() }]);
+  next.append(metrics(2));
+  expect(next.otherEvents).toBeNull();
 });
 
 test("memory is counted while it is held and given back whole", () => {
