@@ -68,8 +68,22 @@ const seeds: Partial<Record<LabelName, readonly string[]>> = {
 /** Reasons mean something within their series only; ids mean the same everywhere. */
 const perSeries: ReadonlySet<LabelName> = new Set<LabelName>(["reason"]);
 
+export type Labels = Readonly<Partial<Record<LabelName, string>>>;
+
 export class LabelBudget {
   private readonly shown = new Map<string, Set<string>>();
+  private readonly last = new Map<string, { labels: Labels; shown: Record<string, string> }>();
+
+  /** The same for all labels of a series. Most counts are of the pool that was counted last: its are not looked up again. */
+  admitAll(series: string, labels: Labels): Record<string, string> {
+    const last = this.last.get(series);
+    if (last !== undefined && isSame(last.labels, labels)) return last.shown;
+    const shown: Record<string, string> = {};
+    for (const [name, value] of Object.entries(labels))
+      shown[name] = this.admit(series, name as LabelName, value);
+    this.last.set(series, { labels, shown });
+    return shown;
+  }
 
   /** The value as it may be shown: itself while it fits, else "other". */
   admit(series: string, label: LabelName, value: string): string {
@@ -86,4 +100,11 @@ export class LabelBudget {
     shown.add(wanted);
     return wanted;
   }
+}
+
+/** The same names with the same values. */
+function isSame(before: Labels, labels: Labels): boolean {
+  for (const name in labels) if (before[name as LabelName] !== labels[name as LabelName]) return false;
+  for (const name in before) if (labels[name as LabelName] === undefined) return false;
+  return true;
 }

@@ -22,7 +22,7 @@ import type {
 } from "../../ports/telemetry.ts";
 import { setCombined, setOrRemove } from "./gauges.ts";
 import { GpuSeries } from "./gpu-series.ts";
-import { LabelBudget, type LabelName } from "./label-budget.ts";
+import { LabelBudget, type LabelName, type Labels } from "./label-budget.ts";
 import { PoolSeries } from "./pool-series.ts";
 import { type ProcessStats, readProcessStats } from "./process-stats.ts";
 
@@ -42,8 +42,6 @@ const replica = [...engine, "replica_id"] as const;
 const predicted = ["pool_id", "priority"] as const;
 const firstTokenBucketsMs = [50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000];
 const decodeBucketsMs = [250, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000];
-
-type Labels = Readonly<Partial<Record<LabelName, string>>>;
 
 export class PromMetrics implements Metrics {
   private readonly registry = new Registry();
@@ -417,10 +415,7 @@ export class PromMetrics implements Metrics {
   }
 
   private shown(series: string, labels: Labels): Record<string, string> {
-    const shown: Record<string, string> = {};
-    for (const [name, value] of Object.entries(labels))
-      shown[name] = this.budget.admit(series, name as LabelName, value);
-    return shown;
+    return this.budget.admitAll(series, labels);
   }
 
   private counter(name: string, help: string, labelNames: readonly LabelName[]): Counter {
