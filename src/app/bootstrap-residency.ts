@@ -20,9 +20,11 @@ import { ModelNeeds } from "../services/model-needs.ts";
 import { ResidencyKeeper } from "../services/residency-keeper.ts";
 import type { Supervisor } from "../services/supervisor.ts";
 import type { Config } from "./config.ts";
+import type { Rules } from "./live-settings.ts";
 
 export interface ResidencyParts {
   readonly config: Config;
+  readonly rules: Pick<Rules, "restart">;
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Metrics;
@@ -45,7 +47,7 @@ export interface ResidencyWiring {
 
 /** The supervisor obeys it from now on. */
 export function openResidency(parts: ResidencyParts): ResidencyWiring {
-  const { config, clock, log, metrics, dispatcher, supervisor, models, specs, gpus, onFatal } = parts;
+  const { config, rules, clock, log, metrics, dispatcher, supervisor, models, specs, gpus, onFatal } = parts;
   const kept = new KeptFile(join(config.stateDir, "memory-experience.json"), (human) =>
     log.warn("memory_experience_not_kept", { human }),
   );
@@ -60,7 +62,9 @@ export function openResidency(parts: ResidencyParts): ResidencyWiring {
       processBytes: limits.gpuProcessBytes,
     }),
     devices: () => new DeviceMemory({ configured: config.devices, gpus, host: new ProcHostMemory() }, specs),
-    retryMs: config.restart.breakerWindowMs,
+    get retryMs() {
+      return rules.restart.breakerWindowMs;
+    },
   });
   supervisor.obey(keeper);
   const lending = new DeviceLending({

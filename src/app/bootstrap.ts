@@ -224,7 +224,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
   });
   releases.add("gpu monitor", () => gpus.stop());
   const residency = openResidency({
-    ...{ config, clock, log, metrics, dispatcher, supervisor, models: poolModels },
+    ...{ config, rules, clock, log, metrics, dispatcher, supervisor, models: poolModels },
     ...{ specs: specs.list, lends, gpus, onFatal },
   });
   const pools = new Pools({

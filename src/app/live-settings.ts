@@ -18,7 +18,7 @@ export const asksForKeysStill = (started: Config, { auth }: Config): boolean =>
   auth.mode === "off" && !isLoopback(started.addr.host);
 
 const rulesOf = (config: Config, started: Config) => {
-  const { admission, artifacts, limits, models, sessions, shutdown, streaming, tasks } = config;
+  const { admission, artifacts, limits, models, restart, sessions, shutdown, streaming, tasks } = config;
   const { heartbeatMs, disconnectGraceMs, microbatchMs } = streaming;
   const { perSecond, burst } = limits.rate;
   const authMode: AuthMode = asksForKeysStill(started, config) ? "required" : config.auth.mode;
@@ -51,6 +51,7 @@ const rulesOf = (config: Config, started: Config) => {
     rateLimits: { requestsPerSecond: perSecond, burst, streamsPerKey: limits.streamsPerKey },
     http: { authMode, bodyBytesMax: limits.bodyBytes, rate: limits.rate },
     shutdown: { ...shutdown },
+    restart: { ...restart },
   };
 };
 

@@ -58,7 +58,11 @@ export function release(
     pool.finishing = false;
     pool.bound.clear();
   }
-  if (isHeldBack(pool)) return;
+  if (isHeldBack(pool)) {
+    // What has to finish before a change of model goes on.
+    if (pool.finishing) schedule(state, pool, nowMs, commands);
+    return;
+  }
   if (pool.queue.size > 0 && pool.replicas.size === 0)
     commands.push({ type: "ensure_pool", poolId: pool.poolId });
   schedule(state, pool, nowMs, commands);

@@ -64,7 +64,8 @@ export function startWaiting(
   commands: Command[],
 ): void {
   if (pool.holds.size > 0) {
-    if (pool.finishing && !pool.holds.has("drain")) finishSent(state, pool, nowMs, commands);
+    const isReloadOnly = !pool.holds.has("drain") && !pool.holds.has("memory");
+    if (pool.finishing && isReloadOnly) finishSent(state, pool, nowMs, commands);
     return;
   }
   if (pool.bound.size > 0) finishBound(state, pool, nowMs, commands);

@@ -2,7 +2,7 @@
  * A text in a file of the state folder that is replaced as a whole: written beside, synced, renamed. Made by
  * app/bootstrap-residency.ts.
  */
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import type { KeptText } from "../ports/memory.ts";
 
 export class KeptFile implements KeptText {
@@ -26,7 +26,7 @@ export class KeptFile implements KeptText {
     try {
       const file = openSync(beside, "w", 0o600);
       try {
-        writeSync(file, text);
+        writeFileSync(file, text);
         fsyncSync(file);
       } finally {
         closeSync(file);

@@ -5,15 +5,9 @@
 import type { Card } from "../domain/device-plan.ts";
 import { gpuDevice } from "../domain/devices.ts";
 import type { GpuTelemetry } from "../ports/gpu.ts";
+import type { DeviceSpec } from "./device-memory.ts";
 
-/** What the operator says of a device: less than it has, or a part that is to stay free. Bytes; null: nothing. */
-export interface DeviceBounds {
-  readonly id: string;
-  readonly memoryBytes: number | null;
-  readonly reserveBytes: number | null;
-}
-
-export function cardsOf(telemetries: readonly GpuTelemetry[], bounds: readonly DeviceBounds[]): Card[] {
+export function cardsOf(telemetries: readonly GpuTelemetry[], bounds: readonly DeviceSpec[]): Card[] {
   const numbers = { nvidia: 0, amd: 0 };
   return telemetries
     .flatMap((telemetry) => {

@@ -15,8 +15,9 @@ import type { Clock, Timer } from "../ports/clock.ts";
 import type { KeptRecords, LendRecord } from "../ports/pool-store.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
+import type { PoolResidence } from "./pool-memory.ts";
 import { storageUnavailable } from "./refusals.ts";
-import type { PoolResidence, ResidencyKeeper } from "./residency-keeper.ts";
+import type { ResidencyKeeper } from "./residency-keeper.ts";
 import { sizeText } from "./residency-sentences.ts";
 
 export interface DeviceView {

@@ -89,6 +89,8 @@ export class DeviceMemory {
       const ours = oursOf(before.deviceId);
       if (ours === null || (before.deviceId === hostDevice && ours > 0)) continue;
       const now = this.#measured(before.deviceId, ours);
+      // A card that is lost, or does not answer for once, is no larger for that.
+      if (now.totalBytes === limits.deviceBytesMax && now.totalBytes !== before.totalBytes) continue;
       const isSame =
         now.totalBytes === before.totalBytes &&
         Math.abs(now.reservedBytes - before.reservedBytes) < limits.gpuFreeStepBytes;

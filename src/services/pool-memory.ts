@@ -6,10 +6,11 @@
  * one whose file is not there yet asks for none before that was fetched, or could not be.
  */
 import { assert } from "../domain/assert.ts";
+import { replicaNumberOf } from "../domain/device-plan.ts";
 import { gpuNumberOf } from "../domain/devices.ts";
 import type { Bytes } from "../domain/eviction.ts";
 import { limits } from "../domain/limits.ts";
-import type { PoolSpec, ReplicaFailure } from "../domain/pool.ts";
+import type { PoolSpec, ReplicaFailure, ReplicaSnapshot } from "../domain/pool.ts";
 import { tell } from "../domain/residency.ts";
 import {
   createResidency,
@@ -30,6 +31,17 @@ import type { DeviceMemory } from "./device-memory.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import type { ModelNeeds } from "./model-needs.ts";
 import { neverFits } from "./residency-sentences.ts";
+
+export const residences = ["unloaded", "waiting_for_memory", "loading", "loaded", "unloading"] as const;
+export type PoolResidence = (typeof residences)[number];
+
+/** A pool as memory sees it. */
+export interface ResidenceView {
+  readonly residence: PoolResidence;
+  readonly needs: Bytes;
+  /** Why it cannot be loaded at all; null: it can. */
+  readonly problem: ReplicaFailure | null;
+}
 
 /** Memory that a reload wants for the next generation of a pool's engines. */
 export interface Reservation {
@@ -57,6 +69,8 @@ export interface KeptPool {
   reservation: Reservation | null;
   /** Its load was given up, and its engines end. */
   abandoned: boolean;
+  /** Its engines gave up while others were loaded beside them: not tried again before, ms. */
+  goneRetryMs: number | null;
   why: Extract<ResidencyCommand, { type: "load_pool" }>["why"];
   loadingSinceMs: number;
 }
@@ -144,9 +158,9 @@ export class PoolMemory {
   /** Before anything is decided: what never fits is told, what is to be fetched is fetched. */
   open(): void {
     for (const pool of this.state.pools.values()) {
-      const spec = this.specOf(pool.poolId);
+      const spec = this.#specOf(pool.poolId);
       if (this.keptOf(pool.poolId).sized) this.#judge(pool);
-      else if (spec.preload) this.#prepare(spec);
+      else if (spec?.preload === true) this.#prepare(spec);
     }
   }
 
@@ -160,10 +174,9 @@ export class PoolMemory {
     return [...this.#kept.values()].flatMap(({ reservation }) => reservation ?? []);
   }
 
-  specOf(poolId: string): PoolSpec {
-    const spec = this.deps.specs.find(({ id }) => id === poolId);
-    assert(spec !== undefined, `pool ${poolId} exists`);
-    return spec;
+  /** Null: it is being taken out, and its engines are not gone yet. */
+  #specOf(poolId: string): PoolSpec | null {
+    return this.deps.specs.find(({ id }) => id === poolId) ?? null;
   }
 
   tell(event: ResidencyEvent): void {
@@ -172,22 +185,51 @@ export class PoolMemory {
 
   reckon(spec: PoolSpec): Bytes | null {
     const needs = this.deps.needs.of(spec, this.devices.lyingsOf(spec));
-    for (const deviceId of needs?.keys() ?? [])
-      if (!this.devices.has(deviceId)) {
-        const { totalBytes, reservedBytes } = this.devices.know(deviceId);
-        this.tell({ type: "device_measured", deviceId, totalBytes, reservedBytes });
-      }
+    for (const deviceId of needs?.keys() ?? []) this.know(deviceId);
     return needs;
   }
 
+  /** A device that may not have been there before. */
+  know(deviceId: string): void {
+    if (this.devices.has(deviceId)) return;
+    const { totalBytes, reservedBytes } = this.devices.know(deviceId);
+    this.tell({ type: "device_measured", deviceId, totalBytes, reservedBytes });
+  }
+
+  /** One of its replicas is ready. True: it was loaded beside engines that have given up since, and takes their place. */
+  ready({ poolId, replicaId, identity }: ReplicaSnapshot): boolean {
+    if (identity?.memory != null) this.#learn(poolId, replicaNumberOf(replicaId), identity.memory);
+    const kept = this.keptOf(poolId);
+    const { goneRetryMs } = kept;
+    kept.goneRetryMs = null;
+    return goneRetryMs !== null;
+  }
+
+  /** Its engines gave up. True: others are loaded beside them and may take their place; the end of the reload tells. */
+  gone(poolId: string, retryAtMs: number): boolean {
+    const kept = this.keptOf(poolId);
+    kept.goneRetryMs = kept.reservation?.beside == null ? null : retryAtMs;
+    return kept.goneRetryMs !== null;
+  }
+
   /** What an engine of the pool says that it has reserved. */
-  learn(poolId: string, memory: Parameters<ModelNeeds["learn"]>[2]): void {
-    const spec = this.specOf(poolId);
-    const [lying] = this.devices.lyingsOf(spec);
+  #learn(poolId: string, replica: number, memory: Parameters<ModelNeeds["learn"]>[2]): void {
+    const spec = this.#specOf(poolId);
+    if (spec === null) return;
+    const lying = this.devices.lyingsOf(spec)[replica];
     if (lying !== undefined) this.deps.needs.learn(spec, lying, memory);
     // While two generations run, both are counted until the reload is over.
     const now = this.keptOf(poolId).reservation?.beside == null ? this.reckon(spec) : null;
     if (now !== null) this.size(poolOf(this.state, poolId), now);
+  }
+
+  /** Its engines were replaced, or were not after all: it is what its specification says now. */
+  renew(pool: ResidencyPool): void {
+    const spec = this.#specOf(pool.poolId);
+    if (spec === null) return;
+    this.configure(spec);
+    const needs = this.reckon(spec);
+    if (needs !== null) this.size(pool, needs);
   }
 
   size(pool: ResidencyPool, needs: Bytes): void {
@@ -241,7 +283,8 @@ export class PoolMemory {
   /** Of a pool that is wanted and not loaded. */
   #mayLoad(pool: ResidencyPool, kept: KeptPool): boolean {
     if (kept.preparing) return false;
-    const spec = kept.reservation?.to ?? this.specOf(pool.poolId);
+    const spec = kept.reservation?.to ?? this.#specOf(pool.poolId);
+    if (spec === null) return false;
     const needs = this.reckon(spec);
     if (needs !== null) this.size(pool, needs);
     else if (!kept.sized) this.#prepare(spec);
@@ -303,6 +346,7 @@ const newKept = (sized: boolean): KeptPool => ({
   problem: null,
   reservation: null,
   abandoned: false,
+  goneRetryMs: null,
   why: "wanted",
   loadingSinceMs: 0,
 });

@@ -29,8 +29,8 @@ import type { ReplicaControl } from "../ports/supervision.ts";
 import type { GpuGauges, PoolGauges, PoolPrediction } from "../ports/telemetry.ts";
 import type { GpuFigures } from "./gpu-monitor.ts";
 import type { DrainView } from "./pool-drain.ts";
+import type { PoolResidence, ResidenceView } from "./pool-memory.ts";
 import type { ReloadView } from "./pool-reload.ts";
-import type { PoolResidence, ResidenceView } from "./residency-keeper.ts";
 
 /** The queues and leases, as the dispatcher knows them. Unknown ids have nothing queued and nothing busy. */
 export interface QueueView {

@@ -9,7 +9,6 @@
  * waits, work that comes and goes costs no decision.
  */
 import { assertNever } from "../domain/assert.ts";
-import type { Bytes } from "../domain/eviction.ts";
 import { limits } from "../domain/limits.ts";
 import type { PoolSpec, ReplicaFailure, ReplicaSnapshot, WarmUpSpeed } from "../domain/pool.ts";
 import { decide } from "../domain/residency.ts";
@@ -33,19 +32,15 @@ import type { LoadControl, MemoryGate, ReplicaListener } from "../ports/supervis
 import type { Metrics } from "../ports/telemetry.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import { memoryWaitMs } from "./memory-wait.ts";
-import { isManaged, PoolMemory, type PoolMemoryDeps, type Reservation, sumOf } from "./pool-memory.ts";
+import {
+  isManaged,
+  PoolMemory,
+  type PoolMemoryDeps,
+  type Reservation,
+  type ResidenceView,
+  sumOf,
+} from "./pool-memory.ts";
 import { bytesText, noRoomBeside, noRoomInstead } from "./residency-sentences.ts";
-
-export const residences = ["unloaded", "waiting_for_memory", "loading", "loaded", "unloading"] as const;
-export type PoolResidence = (typeof residences)[number];
-
-/** A pool as memory sees it. */
-export interface ResidenceView {
-  readonly residence: PoolResidence;
-  readonly needs: Bytes;
-  /** Why it cannot be loaded at all; null: it can. */
-  readonly problem: ReplicaFailure | null;
-}
 
 export interface ResidencyKeeperDeps extends PoolMemoryDeps {
   readonly dispatcher: Dispatcher;
@@ -85,9 +80,11 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
   /** Once, behind the supervisor's start; `lent`: bytes by device, null for all, as the last process left it. */
   start(lent: ReadonlyMap<string, number | null>): void {
     const memory = new PoolMemory(this.deps, (poolId, work) => this.#note(poolId, work));
-    for (const [deviceId, bytes] of lent)
-      if (memory.devices.has(deviceId))
-        memory.tell({ type: "device_lent", deviceId, bytes: bytes ?? Number.POSITIVE_INFINITY });
+    for (const [deviceId, bytes] of lent) {
+      // It may be named by nobody any more: it can be returned all the same.
+      memory.know(deviceId);
+      memory.tell({ type: "device_lent", deviceId, bytes: bytes ?? Number.POSITIVE_INFINITY });
+    }
     this.#memory = memory;
     memory.open();
     for (const poolId of this.#managed) this.#dirty.add(poolId);
@@ -136,10 +133,10 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
 
   replicaReady(snapshot: ReplicaSnapshot, client: EngineClient, speed: WarmUpSpeed): void {
     this.deps.dispatcher.replicaReady(snapshot, client, speed);
-    const { poolId, identity } = snapshot;
+    const { poolId } = snapshot;
     if (!this.manages(poolId)) return;
     this.#note(poolId, (memory) => {
-      if (identity?.memory != null) memory.learn(poolId, identity.memory);
+      if (memory.ready(snapshot)) this.deps.control.grant(poolId);
       this.#onReady(memory, poolOf(memory.state, poolId));
     });
   }
@@ -383,6 +380,7 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
   #onGone(memory: PoolMemory, poolId: string, retryAtMs: number): void {
     const { residence } = poolOf(memory.state, poolId);
     if (residence !== "loading" && residence !== "loaded") return;
+    if (memory.gone(poolId, retryAtMs)) return;
     this.#hold(poolId);
     this.deps.metrics.poolUnloaded({ poolId, reason: "failed" });
     this.deps.dispatcher.noteLoading(poolId, null);
@@ -411,6 +409,8 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
       return;
     }
     if (isThere) this.#vacate(memory, poolId);
+    // What failed before says nothing of what is to be loaded now.
+    if (kept.sized) memory.tell({ type: "retry_allowed", poolId, atMs: sinceMs });
     if (fits) kept.reservation = { to, sinceMs, beside: null, returns: !beside, granted: false, grant };
     else grant(noRoomInstead(poolId, needs, free));
   }
@@ -431,8 +431,8 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
     // Of the next generation nothing is left, and nobody is in its place.
     const { beside, granted, returns } = reservation ?? { beside: null, granted: false, returns: false };
     if (beside === null && granted && !returns && pool.residence === "loading") this.#vacate(memory, poolId);
-    const needs = memory.reckon(memory.specOf(poolId));
-    if (needs !== null) memory.size(pool, needs);
+    if (kept.goneRetryMs !== null) this.#onGone(memory, poolId, kept.goneRetryMs);
+    memory.renew(pool);
   }
 
   #waitMs(poolId: string): number {

@@ -138,3 +138,11 @@ test("watches as the file says, and nothing once the daemon ends", () => {
   reload.reload("SIGHUP");
   expect([world.wanted.length, clock.pendingTimers]).toEqual([2, 0]);
 });
+
+test("how failed starts are tried again holds at once, for who asks for memory as well", () => {
+  const { live } = running("");
+  expect(live.rules.restart.breakerWindowMs).toBe(60_000);
+  const { restart } = live.rules;
+  live.take(compiled(`restart: { breaker_window_ms: 5 }\n${mockPool("")}`));
+  expect(restart.breakerWindowMs).toBe(5);
+});

@@ -111,6 +111,21 @@ describe("a pool that is held for another model", () => {
     expect(released(bench, "reload")).toEqual(["start a"]);
   });
 
+  for (const by of ["memory", "drain"] as const)
+    test(`and by ${by} as well: what was cut for that goes on once that is over`, () => {
+      const bench = new Bench();
+      bench.ready(1);
+      bench.admit("a");
+      held(bench, "reload", true);
+      held(bench, by);
+      expect(overdue(bench, by)).toEqual(["cut a"]);
+      expect(bench.ended("a", cut(by, 2))).toEqual(["requeue a"]);
+      expect(quiet(bench)).toBe(false);
+      expect(released(bench, by)).toEqual(["start a"]);
+      expect(bench.ended("a")).toEqual(["finish a done"]);
+      expect(quiet(bench)).toBe(true);
+    });
+
   test("ends what waits and does not fit, and only that", () => {
     const bench = new Bench();
     bench.ready(1);

@@ -99,6 +99,19 @@ describe("measured again", () => {
     ]);
   });
 
+  test("a card that is lost, or does not answer for once, is no larger for that", () => {
+    let now = card(0, 24 * GiB);
+    const devices = new DeviceMemory(deps({ gpus: { figures: () => [now] } }), []);
+    const before = devices.list();
+    now = { ...now, sample: { ...now.sample, state: "lost", memory: null } };
+    expect(devices.measure(() => 0)).toEqual([]);
+    expect(devices.list()).toEqual(before);
+    now = card(4 * GiB, 20 * GiB);
+    expect(devices.measure(() => 0)).toEqual([
+      { deviceId: "gpu-0", totalBytes: 24 * GiB, reservedBytes: 4 * GiB + limits.gpuReserveBytes },
+    ]);
+  });
+
   test("not while something of ours moves there, and of the host not beside loaded engines", () => {
     let availableBytes = 30 * GiB;
     const host = { sample: () => ({ totalBytes: 40 * GiB, availableBytes }) };

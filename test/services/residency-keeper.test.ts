@@ -384,6 +384,15 @@ describe("lending (ORCHD-MEM-6)", () => {
     expect(lends.all()).toEqual([]);
   });
 
+  test("is returned, also where nobody names the device any more", async () => {
+    const lends = new MemoryRecords<LendRecord>();
+    lends.put({ deviceId: "gpu-1", bytes: 5, sinceMs: 0, deadlineMs: 0 });
+    await started({ pools: pair(), memory: shared(20, { lends }) });
+    expect(rig.lending?.get("gpu-1").lentBytes).toBe(5);
+    expect(rig.lending?.giveBack("gpu-1").lent).toBeNull();
+    expect(lends.all()).toEqual([]);
+  });
+
   test("nothing is lent that the disk does not know of", async () => {
     const lends = new MemoryRecords<LendRecord>();
     await started({ pools: pair(), memory: shared(20, { lends }) });

@@ -2,7 +2,7 @@
 import { type Static, Type } from "@sinclair/typebox";
 import { deviceNamePattern } from "../../domain/devices.ts";
 import { limits } from "../../domain/limits.ts";
-import { residences } from "../../services/residency-keeper.ts";
+import { residences } from "../../services/pool-memory.ts";
 import { count, epochMs, nullable, oneOf, poolId, strict } from "./wire.ts";
 
 export const Residence = oneOf(residences, {
