@@ -234,6 +234,10 @@ export const unclaimedOn = (state: Residency, deviceId: string): number =>
     return (stays ? -1 : 0) - (pool.claim === null ? 0 : 1);
   });
 
+/** What is free at this moment and not spoken for: what may be taken beside everything else. */
+export const spareOn = (state: Residency, deviceId: string): number =>
+  Math.min(freeOn(state, deviceId), unclaimedOn(state, deviceId));
+
 function sumOver(state: Residency, deviceId: string, times: (pool: ResidencyPool) => number): number {
   let bytes = availableOn(deviceOf(state, deviceId));
   for (const pool of state.pools.values()) {

@@ -295,6 +295,8 @@ export class PoolMemory {
   #prepare(spec: PoolSpec): void {
     const kept = this.keptOf(spec.id);
     const done = (): void => {
+      // Removed meanwhile; another pool may have its id.
+      if (this.#kept.get(spec.id) !== kept) return;
       kept.preparing = false;
       const pool = poolOf(this.state, spec.id);
       this.size(pool, this.reckon(spec) ?? new Map<string, number>());

@@ -15,7 +15,6 @@ import { decide } from "../domain/residency.ts";
 import {
   availableOn,
   deviceOf,
-  freeOn,
   holdsMemory,
   isIdle,
   isTooMuch,
@@ -25,6 +24,7 @@ import {
   type ResidencyCommand,
   type ResidencyEvent,
   type ResidencyPool,
+  spareOn,
 } from "../domain/residency-state.ts";
 import type { Timer } from "../ports/clock.ts";
 import type { EngineClient } from "../ports/engine.ts";
@@ -398,7 +398,7 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
     const isThere = pool.residence === "loaded" || pool.residence === "loading";
     const needs = memory.reckon(to) ?? new Map<string, number>();
     const free = (deviceId: string): number =>
-      beside && isThere ? freeOn(state, deviceId) : availableOn(deviceOf(state, deviceId));
+      beside && isThere ? spareOn(state, deviceId) : availableOn(deviceOf(state, deviceId));
     const fits = missingFor(needs, free).size === 0;
     if (beside && isThere) {
       if (fits) {
