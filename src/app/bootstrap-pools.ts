@@ -14,6 +14,7 @@ import type { Catalog } from "../services/catalog.ts";
 import type { Dispatcher } from "../services/dispatcher.ts";
 import { PoolChanges } from "../services/pool-changes.ts";
 import { PoolDrains } from "../services/pool-drain.ts";
+import type { PoolExchangeDeps } from "../services/pool-exchange.ts";
 import { PoolReloads, type PoolReloadsDeps, type ReloadMemory } from "../services/pool-reload.ts";
 import { PoolSpecs } from "../services/pool-specs.ts";
 import type { PoolsDeps } from "../services/pools.ts";
@@ -34,7 +35,7 @@ export interface PoolControlParts {
   readonly catalog: Catalog;
   readonly files: ModelFiles;
   readonly models: Pick<ModelGate, "prepare">;
-  readonly memory: ReloadMemory;
+  readonly memory: ReloadMemory & NonNullable<PoolExchangeDeps["memory"]>;
   readonly onFatal: (error: unknown) => void;
 }
 
@@ -72,14 +73,27 @@ export function openPoolControl(parts: PoolControlParts): PoolControl {
     let changes: PoolChanges | null = null;
     const connect: PoolControl["connect"] = (made) => {
       dispatcher = made;
+      const targets = new ReloadTargets({ catalog, files });
       reloads = new PoolReloads({
         ...{ clock, log, metrics, control, registry, specs, memory, onFatal },
         dispatcher: made,
         specOf: (taskId) => archive.specOf(taskId),
-        targets: new ReloadTargets({ catalog, files }),
+        targets,
         isDrained: (poolId) => drains.isDrained(poolId),
       });
-      const shared = { clock, log, control, specs, drains, reloads, models, onFatal };
+      const shared = {
+        clock,
+        log,
+        control,
+        registry,
+        specs,
+        drains,
+        reloads,
+        models,
+        memory,
+        targets,
+        onFatal,
+      };
       changes = new PoolChanges({ ...shared, dispatcher: made });
       return { reloads, changes };
     };

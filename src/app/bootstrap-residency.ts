@@ -34,6 +34,8 @@ export interface ResidencyParts {
   readonly specs: readonly PoolSpec[];
   readonly lends: KeptRecords<LendRecord>;
   readonly gpus: GpuMonitor;
+  /** A device that was lent is back. */
+  readonly returned: () => void;
   readonly onFatal: (error: unknown) => void;
 }
 
@@ -68,7 +70,7 @@ export function openResidency(parts: ResidencyParts): ResidencyWiring {
   });
   supervisor.obey(keeper);
   const lending = new DeviceLending({
-    ...{ clock, log, keeper, store: parts.lends },
+    ...{ clock, log, keeper, store: parts.lends, returned: parts.returned },
     tell: (event) => dispatcher.tell(event),
   });
   const start = (): void => keeper.start(lending.lent);

@@ -49,7 +49,6 @@ import { GpuMonitor } from "../services/gpu-monitor.ts";
 import { IdleTrim } from "../services/idle-trim.ts";
 import { LoopLag } from "../services/loop-lag.ts";
 import { isManaged } from "../services/pool-memory.ts";
-import type { ReloadMemory } from "../services/pool-reload.ts";
 import { Pools } from "../services/pools.ts";
 import { Readiness } from "../services/readiness.ts";
 import { Retention } from "../services/retention.ts";
@@ -61,7 +60,7 @@ import { TaskRegistry } from "../services/task-registry.ts";
 import { Transcripts } from "../services/transcripts.ts";
 import { waitingArtifacts } from "../services/waiting-artifacts.ts";
 import { openCatalog } from "./bootstrap-models.ts";
-import { openPoolControl } from "./bootstrap-pools.ts";
+import { openPoolControl, type PoolControlParts } from "./bootstrap-pools.ts";
 import { openResidency } from "./bootstrap-residency.ts";
 import { openArtifacts, openJournal, openStore } from "./bootstrap-stores.ts";
 import type { Config } from "./config.ts";
@@ -148,9 +147,10 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
     rules: rules.transcripts,
     ...{ digests: models.digests, busy: () => registry.liveCount > 0 },
   });
-  const memory: ReloadMemory = {
+  const memory: PoolControlParts["memory"] = {
     reserve: (to, beside) => residency.keeper.reserve(to, beside),
     settle: (poolId) => residency.keeper.settle(poolId),
+    hasRoom: (pool) => residency.keeper.hasRoom(pool),
   };
   const forPools = {
     config,
@@ -225,7 +225,7 @@ export const bootstrap: Bootstrap = async ({ config, keys, buildInfo, reread }) 
   releases.add("gpu monitor", () => gpus.stop());
   const residency = openResidency({
     ...{ config, rules, clock, log, metrics, dispatcher, supervisor, models: poolModels },
-    ...{ specs: specs.list, lends, gpus, onFatal },
+    ...{ specs: specs.list, lends, gpus, returned: () => changes.retryForMemory(), onFatal },
   });
   const pools = new Pools({
     residenceOf: (poolId) => residency.keeper.view(poolId),

@@ -53,6 +53,8 @@ export function release(
   commands: Command[],
 ): void {
   if (!pool.holds.delete(by)) return;
+  // What it was held back from may ask for memory now.
+  state.touched.add(pool.poolId);
   if (by === "reload" && pool.finishing) {
     // It keeps its model after all.
     pool.finishing = false;

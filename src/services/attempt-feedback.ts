@@ -7,7 +7,7 @@ import type { AttemptOutcome } from "../domain/scheduler-protocol.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { ReplicaControl } from "../ports/supervision.ts";
 import type { Attempt, AttemptListener } from "./attempt-runner.ts";
-import { unfitMessage } from "./fitting-prompt.ts";
+import { otherEnginesMessage, unfitMessage } from "./fitting-prompt.ts";
 import type { Forecast } from "./forecast.ts";
 import type { Post } from "./mailbox.ts";
 import type { PoolRuntimes } from "./pool-runtime.ts";
@@ -102,8 +102,12 @@ export class AttemptFeedback implements AttemptListener {
   }
 }
 
-/** What another model would have taken is no mistake of its client: what a reload finds of those that wait as well. */
+/** What another model, or its other engines, would have taken is no mistake of its client: what a reload finds of those that wait as well. */
 function judged({ record, pool }: Attempt, outcome: AttemptOutcome): AttemptOutcome {
-  if (outcome.kind !== "failed" || outcome.code !== "INVALID_PARAMS" || !record.retargeted) return outcome;
-  return { ...outcome, code: "WORKER_RESET", message: unfitMessage(pool.modelRef, outcome.message) };
+  const { acceptedFor } = record;
+  if (outcome.kind !== "failed" || outcome.code !== "INVALID_PARAMS" || acceptedFor === null) return outcome;
+  const { message: problem } = outcome;
+  const message =
+    acceptedFor === "another_model" ? unfitMessage(pool.modelRef, problem) : otherEnginesMessage(problem);
+  return { ...outcome, code: "WORKER_RESET", message };
 }

@@ -44,6 +44,8 @@ export interface DeviceLendingDeps {
   readonly keeper: Pick<ResidencyKeeper, "state" | "view" | "deviceChanged" | "abandonLoads">;
   /** Resolves once the scheduler has decided it. */
   readonly tell: (event: SchedulerEvent) => Promise<void>;
+  /** Memory is back, and the keeper knows. */
+  readonly returned?: () => void;
 }
 
 export class DeviceLending {
@@ -105,7 +107,7 @@ export class DeviceLending {
 
   /** Nothing happens where it is not lent. @throws NOT_FOUND, STORAGE_UNAVAILABLE */
   giveBack(id: string): DeviceView {
-    const { log, store, keeper } = this.deps;
+    const { clock, log, store, keeper, returned } = this.deps;
     const { state, deviceId } = this.#find(id);
     if (this.#lent.has(deviceId)) {
       this.#edge(() => store.remove(deviceId));
@@ -113,6 +115,8 @@ export class DeviceLending {
       this.#timers.get(deviceId)?.cancel();
       this.#timers.delete(deviceId);
       keeper.deviceChanged({ type: "device_returned", deviceId });
+      // Behind the keeper, which takes it soon.
+      if (returned !== undefined) clock.soon(returned);
       log.info("device_returned", {
         device: deviceId,
         human: `device ${deviceId} is back: what had to go is loaded again`,

@@ -224,7 +224,7 @@ function retarget(record: TaskRecord, { modelRef }: PoolSpec, same: SameModel | 
   }
   if (record.tokensOut > 0) return false;
   record.spec = forModel(record.spec, modelRef);
-  record.retargeted = true;
+  record.acceptedFor = "another_model";
   record.tokensIn = null;
   return true;
 }

@@ -49,6 +49,10 @@ export const forModel = (spec: TaskSpec, modelRef: string): TaskSpec => ({
 export const unfitMessage = (modelRef: string, problem: string): string =>
   `its pool has another model now (${modelRef}), and ${problem}; or submit it again to another pool`;
 
+/** The same where it is the same model. */
+export const otherEnginesMessage = (problem: string): string =>
+  `its pool has other engines now, and ${problem}; or submit it again to another pool`;
+
 /** Text where the engine's template can be asked for, else the messages as they are. */
 export async function chatPrompt(
   messages: readonly ChatMessage[],

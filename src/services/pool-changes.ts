@@ -6,26 +6,31 @@
  * |----------------------------|----------------------------------------------------------------------------------|
  * | as it is configured        | nothing: the model that a reload gave it stays, too                              |
  * | other settings             | they hold from the next turn on                                                  |
- * | other engines              | they are replaced (pool-reload.ts), at once where none was started               |
+ * | other engines              | they are replaced (pool-reload.ts); where none was started at once if nobody     |
+ * |                            | waits, and without loading any where none can be (pool-exchange.ts)              |
+ * | engines elsewhere, not here, or the other way round | the pool is removed, then added                         |
  * | a pool that is not there   | added, and started where it is preloaded                                         |
  * | a pool no more             | nobody sees it, what waits ends, what runs has its time, then its engines end    |
  *
  * Always holds: what is wanted last counts, whatever is under way; a step that failed leaves the pool as it was, is told,
- * and is tried again only when somebody wants something anew; there is always a pool that takes tasks.
+ * and is tried again only when somebody wants something anew, or when there is memory that it lacked; there is always a
+ * pool that takes tasks.
  */
 import { assert } from "../domain/assert.ts";
-import { isOrchestratorError } from "../domain/errors.ts";
+import { isOrchestratorError, OrchestratorError } from "../domain/errors.ts";
 import type { PoolSpec } from "../domain/pool.ts";
 import { poolChange } from "../domain/pool-diff.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { ModelGate, PoolControl, ReplicaControl } from "../ports/supervision.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
-import type { Dispatcher } from "./dispatcher.ts";
 import type { PoolDrains } from "./pool-drain.ts";
+import { PoolExchange, type PoolExchangeDeps } from "./pool-exchange.ts";
+import { isManaged } from "./pool-memory.ts";
 import type { PoolReloads, Replacement } from "./pool-reload.ts";
 import { poolGone } from "./pool-runtime.ts";
 import type { PoolSpecs } from "./pool-specs.ts";
+import type { ReloadTargets } from "./reload-targets.ts";
 
 export const poolChangeKinds = ["added", "removed", "changed"] as const;
 export type PoolChangeKind = (typeof poolChangeKinds)[number];
@@ -38,12 +43,12 @@ export interface UnfinishedChange {
   readonly problem: string | null;
 }
 
-export interface PoolChangesDeps {
+export interface PoolChangesDeps extends PoolExchangeDeps {
   readonly clock: Clock;
   readonly log: Log;
   readonly control: PoolControl & Pick<ReplicaControl, "ensurePool">;
-  readonly dispatcher: Dispatcher;
-  readonly reloads: Pick<PoolReloads, "replace" | "settled" | "forget" | "isReloading">;
+  readonly reloads: Pick<PoolReloads, "replace" | "settled" | "forget" | "isReloading" | "lackedRoom">;
+  readonly targets: Pick<ReloadTargets, "compared">;
   readonly drains: Pick<PoolDrains, "isDrained" | "forget">;
   readonly specs: PoolSpecs;
   /** Absent: no model has to be fetched. */
@@ -72,11 +77,16 @@ export class PoolChanges {
   #wanted: Wanted;
   readonly #workers = new Map<string, Worker>();
   readonly #failed = new Map<string, UnfinishedChange>();
+  /** Of those that failed: for want of memory. */
+  readonly #lacking = new Map<string, PoolSpec>();
+  readonly #exchange: PoolExchange;
   /** Who waits for another pool, for something else to be wanted, or for a pool to be quiet. */
   readonly #waiting = new Set<() => void>();
+  readonly #ending = new AbortController();
   #stopped = false;
 
   constructor(private readonly deps: PoolChangesDeps) {
+    this.#exchange = new PoolExchange(deps);
     const pools = new Map(deps.specs.list.map(({ id }) => [id, deps.specs.configured(id)]));
     this.#wanted = { pools, how: { strategy: "recreate", deadlineMs: 0 }, number: 0 };
     deps.dispatcher.afterTurn.push(() => {
@@ -103,15 +113,27 @@ export class PoolChanges {
     };
     this.deps.specs.arrange([...this.#wanted.pools.keys()]);
     this.#failed.clear();
+    this.#lacking.clear();
     this.#rouse();
     const ids = new Set([...this.#wanted.pools.keys(), ...this.deps.specs.list.map(({ id }) => id)]);
     for (const poolId of ids) this.#work(poolId);
     while (this.#workers.size > 0) await Promise.all([...this.#workers.values()].map(({ ended }) => ended));
   }
 
+  /** There may be more memory than there was: what failed for want of it, and fits now, is tried again. */
+  retryForMemory(): void {
+    for (const [poolId, want] of this.#lacking) {
+      if (!this.#exchange.hasRoom(want)) continue;
+      this.#lacking.delete(poolId);
+      this.#failed.delete(poolId);
+      this.#work(poolId);
+    }
+  }
+
   /** The daemon ends: nothing further is begun. */
   stop(): void {
     this.#stopped = true;
+    this.#ending.abort();
     this.#rouse();
   }
 
@@ -139,7 +161,7 @@ export class PoolChanges {
     const want = this.#wanted.pools.get(poolId) ?? null;
     const have = this.deps.specs.find(poolId);
     if (have === null) return want === null ? null : { kind: "added", want };
-    if (want === null) return { kind: "removed" };
+    if (want === null || !isKin(have, want)) return { kind: "removed" };
     return poolChange(have, want) === null ? null : { kind: "changed", want };
   }
 
@@ -159,7 +181,10 @@ export class PoolChanges {
         human: `pool ${poolId} could not be ${step.kind} as the configuration says: ${problem}`,
       });
       // What is wanted meanwhile is another try.
-      if (number === this.#wanted.number) this.#failed.set(poolId, { poolId, change: step.kind, problem });
+      if (number !== this.#wanted.number) return;
+      this.#failed.set(poolId, { poolId, change: step.kind, problem });
+      if (step.kind === "changed" && this.deps.reloads.lackedRoom(poolId))
+        this.#lacking.set(poolId, step.want);
     }
   }
 
@@ -185,12 +210,24 @@ export class PoolChanges {
     const change = poolChange(specs.get(id), want);
     if (change?.reach === "engines") {
       await this.#fetched(want);
+      const from = specs.get(id);
+      const { another, sameModel } =
+        control.isStopped(id) && this.#exchange.isWaitedFor(id)
+          ? await this.deps.targets.compared(from, want, [], this.#ending.signal)
+          : { another: false, sameModel: null };
       if (number !== this.#wanted.number || this.#stopped || reloads.isReloading(id)) return;
-      if (control.isStopped(id)) {
-        specs.configure(want);
-        void dispatcher.roster.replace(want);
-        control.exchangeStopped(want);
-      } else await reloads.replace(want, how).ended;
+      const isWaitedFor = this.#exchange.isWaitedFor(id);
+      if (control.isStopped(id) && !(isWaitedFor && this.#exchange.canReload(from, want))) {
+        const to = sameModel === null ? want : { ...want, sameModel };
+        specs.configure(to);
+        void dispatcher.roster.replace(to);
+        control.exchangeStopped(to);
+        await this.#exchange.recheck(to, another);
+      } else {
+        // Where nothing serves a surge spares nobody a pause, and would not let what has sent something finish.
+        const strategy = control.isStopped(id) ? "recreate" : how.strategy;
+        await reloads.replace(want, { ...how, strategy }).ended;
+      }
     } else {
       if (number !== this.#wanted.number || this.#stopped || reloads.isReloading(id)) return;
       const { sameModel = null } = specs.get(id);
@@ -216,10 +253,21 @@ export class PoolChanges {
     const { clock, reloads, specs, drains, control, log } = this.deps;
     const { roster, view } = this.deps.dispatcher;
     await reloads.settled(poolId);
-    const isWanted = (): boolean => this.#wanted.pools.has(poolId);
+    const have = specs.get(poolId);
+    const isWanted = (): boolean => {
+      const want = this.#wanted.pools.get(poolId);
+      return want !== undefined && isKin(have, want);
+    };
+    const isExchanged = (): boolean => !isWanted() && this.#wanted.pools.has(poolId);
     // Looked at once more behind the wait: others may have gone in between.
     const isLast = (): boolean => specs.list.length <= 1 && !isWanted() && !this.#stopped;
-    while (isLast()) await this.#until(() => !isLast());
+    while (isLast()) {
+      if (isExchanged() && this.#wanted.pools.size === 1)
+        throw new OrchestratorError("CONFLICT", `${elsewhere}: it is the only pool, so restart the daemon`, {
+          poolId,
+        });
+      await this.#until(() => !isLast());
+    }
     if (isWanted() || this.#stopped || reloads.isReloading(poolId)) return;
     const { deadlineMs } = this.#wanted.how;
     specs.remove(poolId);
@@ -227,7 +275,10 @@ export class PoolChanges {
       ...{ pool_id: poolId, deadline_ms: deadlineMs },
       human: `pool ${poolId} is no longer configured: it takes nothing, and what runs there ends in ${deadlineMs} ms`,
     });
-    await roster.leave(poolId, poolGone(poolId).message);
+    await roster.leave(
+      poolId,
+      isExchanged() ? `${elsewhere}: submit the task again` : poolGone(poolId).message,
+    );
     const { promise: late, resolve } = Promise.withResolvers<void>();
     const timer = clock.setTimer(deadlineMs, resolve);
     await this.#until(() => view.isQuiet(poolId), late);
@@ -239,11 +290,12 @@ export class PoolChanges {
     await this.#until(() => view.isQuiet(poolId));
     if (this.#stopped) return;
     reloads.forget(poolId);
-    drains.forget(poolId);
+    if (!isExchanged()) drains.forget(poolId);
     await roster.remove(poolId);
     log.info("pool_removed", { pool_id: poolId, human: `pool ${poolId} is gone` });
     // Their engines may have found no memory beside those that are gone now.
     for (const { id, preload } of specs.list) if (preload) control.ensurePool(id);
+    this.retryForMemory();
   }
 
   /** Until it holds, `or` resolves, or the daemon ends; looked at after each turn, and when something else is wanted. */
@@ -266,3 +318,8 @@ export class PoolChanges {
     for (const resolve of waiting) resolve();
   }
 }
+
+/** Its memory is managed in both, or in neither: one can become the other. */
+const isKin = (have: PoolSpec, want: PoolSpec): boolean => isManaged(have) === isManaged(want);
+
+const elsewhere = "the engines of its pool run here instead of elsewhere now, or the other way round";

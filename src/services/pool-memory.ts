@@ -13,6 +13,7 @@ import { limits } from "../domain/limits.ts";
 import type { PoolSpec, ReplicaFailure, ReplicaSnapshot } from "../domain/pool.ts";
 import { tell } from "../domain/residency.ts";
 import {
+  availableOn,
   createResidency,
   deviceOf,
   holdsMemory,
@@ -187,6 +188,12 @@ export class PoolMemory {
     const needs = this.deps.needs.of(spec, this.devices.lyingsOf(spec));
     for (const deviceId of needs?.keys() ?? []) this.know(deviceId);
     return needs;
+  }
+
+  /** Whether it would fit if every other pool were unloaded; what is lent is not there. */
+  hasRoom(spec: PoolSpec): boolean {
+    const available = (deviceId: string): number => availableOn(deviceOf(this.state, deviceId));
+    return missingFor(this.reckon(spec) ?? new Map<string, number>(), available).size === 0;
   }
 
   /** A device that may not have been there before. */

@@ -27,7 +27,7 @@ import type { GenerationControl, ReplicaControl } from "../ports/supervision.ts"
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import type { Dispatcher } from "./dispatcher.ts";
-import { fittingPrompt, forModel, unfitMessage } from "./fitting-prompt.ts";
+import { fittingPrompt, forModel, otherEnginesMessage, unfitMessage } from "./fitting-prompt.ts";
 import type { PoolSpecs } from "./pool-specs.ts";
 import type { ReloadTargets } from "./reload-targets.ts";
 import type { TaskRegistry } from "./task-registry.ts";
@@ -98,6 +98,8 @@ interface Job {
   readonly ended: PromiseWithResolvers<void>;
   state: Reload;
   timer: Timer | null;
+  /** There was no memory for the new engines. */
+  lacksRoom: boolean;
 }
 
 /** Between two passes over what waits others may have come. */
@@ -114,6 +116,11 @@ export class PoolReloads {
   isReloading(poolId: string): boolean {
     const job = this.#jobs.get(poolId);
     return job !== undefined && !isOver(job.state);
+  }
+
+  /** The newest reload failed for want of memory. */
+  lackedRoom(poolId: string): boolean {
+    return this.#jobs.get(poolId)?.lacksRoom ?? false;
   }
 
   /** Null: there was none since the start. */
@@ -187,16 +194,8 @@ export class PoolReloads {
     const sinceMs = this.deps.clock.nowMs();
     const abort = new AbortController();
     const job: Job = {
-      configured,
-      from,
-      to,
-      another: true,
-      request,
-      sinceMs,
-      abort,
-      ended,
-      state,
-      timer: null,
+      ...{ configured, from, to, request, sinceMs, abort, ended, state },
+      ...{ another: true, timer: null, lacksRoom: false },
     };
     this.#jobs.set(poolId, job);
     this.deps.log.info("pool_reload_begun", {
@@ -295,6 +294,7 @@ export class PoolReloads {
     const failed = (problem: string): void => this.#step(job, { type: "new_failed", problem });
     const begin = (problem: string | null): void => {
       if (this.#stopped) return;
+      job.lacksRoom = problem !== null;
       if (problem !== null) failed(problem);
       else
         control.stage(
@@ -367,9 +367,7 @@ export class PoolReloads {
         if (registry.find(taskId)?.state !== "queued") continue;
         const problem = await this.#misfit(job, taskId, replica);
         if (problem === null) continue;
-        const message = job.another
-          ? unfitMessage(modelRef, problem)
-          : `its pool has other engines now, and ${problem}; or submit it again to another pool`;
+        const message = job.another ? unfitMessage(modelRef, problem) : otherEnginesMessage(problem);
         await dispatcher.tell({ type: "task_unfit", taskId, message });
       }
     }

@@ -71,12 +71,15 @@ export class QueueView {
     );
   }
 
-  /** Tasks that wait there and have sent nothing. */
-  fresh(poolId: string): string[] {
+  /** Tasks that wait there. */
+  waiting(poolId: string): string[] {
     const queue = this.scheduler.pools.get(poolId)?.queue.entries() ?? [];
-    return [...queue]
-      .map(({ taskId }) => taskId)
-      .filter((id) => this.scheduler.tasks.get(id)?.hasSent === false);
+    return [...queue].map(({ taskId }) => taskId);
+  }
+
+  /** Those of them that have sent nothing. */
+  fresh(poolId: string): string[] {
+    return this.waiting(poolId).filter((id) => this.scheduler.tasks.get(id)?.hasSent === false);
   }
 
   /** Leased and releasing slots of the pool's ready replicas. */

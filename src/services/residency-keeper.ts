@@ -34,6 +34,7 @@ import type { Dispatcher } from "./dispatcher.ts";
 import { memoryWaitMs } from "./memory-wait.ts";
 import {
   isManaged,
+  type KeptPool,
   PoolMemory,
   type PoolMemoryDeps,
   type Reservation,
@@ -163,6 +164,10 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
     const { id: poolId } = to;
     if (!this.manages(poolId)) return Promise.resolve(null);
     return new Promise((grant) => this.#note(poolId, (memory) => this.#reserve(memory, to, beside, grant)));
+  }
+
+  hasRoom(pool: PoolSpec): boolean {
+    return !this.manages(pool.id) || this.#memory?.hasRoom(pool) !== false;
   }
 
   /** The reload is over: the pool is what its specification says now. */
@@ -304,11 +309,7 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
     this.deps.dispatcher.decideNow({ type: "pool_released", poolId, by: "memory" });
   }
 
-  #load(
-    memory: PoolMemory,
-    { poolId, needs }: ResidencyPool,
-    why: Extract<ResidencyCommand, { type: "load_pool" }>["why"],
-  ): void {
+  #load(memory: PoolMemory, { poolId, needs }: ResidencyPool, why: KeptPool["why"]): void {
     const { log, control, clock, dispatcher } = this.deps;
     const kept = memory.keptOf(poolId);
     kept.why = why;
@@ -425,11 +426,10 @@ export class ResidencyKeeper implements MemoryGate, ReplicaListener {
 
   #settle(memory: PoolMemory, poolId: string): void {
     const kept = memory.keptOf(poolId);
-    const { reservation } = kept;
+    const { beside, granted, returns } = kept.reservation ?? { beside: null, granted: false, returns: false };
     kept.reservation = null;
     const pool = poolOf(memory.state, poolId);
     // Of the next generation nothing is left, and nobody is in its place.
-    const { beside, granted, returns } = reservation ?? { beside: null, granted: false, returns: false };
     if (beside === null && granted && !returns && pool.residence === "loading") this.#vacate(memory, poolId);
     if (kept.goneRetryMs !== null) this.#onGone(memory, poolId, kept.goneRetryMs);
     memory.renew(pool);

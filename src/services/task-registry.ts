@@ -67,9 +67,9 @@ export interface TaskRecord {
   chargedSinceMs: number | null;
   /** Bytes that its input takes of the bound on waiting ones; null: its input is on disk only. */
   inputBytes: number | null;
+  /** What it was accepted for, where its pool has something else now; null: what it has. */
+  acceptedFor: "another_model" | "other_engines" | null;
   /** Viewers that count for on_disconnect. */
-  /** It was accepted for another model than it has now. */
-  retargeted: boolean;
   watchers: number;
   /** There was one. */
   watched: boolean;
@@ -313,7 +313,7 @@ export function newRecord(admitted: Admitted): TaskRecord {
     chargedMs: 0,
     chargedSinceMs: null,
     inputBytes: 0,
-    retargeted: false,
+    acceptedFor: null,
     watchers: 0,
     watched: false,
   };

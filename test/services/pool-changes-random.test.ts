@@ -10,7 +10,7 @@ import { MockAdapter } from "../../src/infra/engines/mock.ts";
 import type { EngineAdapter, EngineClient } from "../../src/ports/engine.ts";
 import { PoolChanges } from "../../src/services/pool-changes.ts";
 import { PoolDrains } from "../../src/services/pool-drain.ts";
-import { PoolReloads } from "../../src/services/pool-reload.ts";
+import { PoolReloads, type PoolReloadsDeps } from "../../src/services/pool-reload.ts";
 import { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { MemoryRecords } from "../support/memory-records.ts";
@@ -107,18 +107,19 @@ async function live(seed: number, seen: Seen): Promise<void> {
     slotsBusy: (poolId) => dispatcher.view.slotsBusyIn(poolId),
     tell: (event) => dispatcher.tell(event),
   });
+  const targets: PoolReloadsDeps["targets"] = {
+    resolve: (pool, modelRef) => ({ ...pool, modelRef }),
+    problem: () => Promise.resolve(null),
+    compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
+  };
   const reloads: PoolReloads = new PoolReloads({
     ...{ clock, log, metrics, control, dispatcher, registry, specs: pools, onFatal },
     specOf: (taskId) => rig.archive.specOf(taskId),
-    targets: {
-      resolve: (pool, modelRef) => ({ ...pool, modelRef }),
-      problem: () => Promise.resolve(null),
-      compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
-    },
+    targets,
     isDrained: (poolId) => drains.isDrained(poolId),
   });
   const changes = new PoolChanges({
-    ...{ clock, log, control, dispatcher, reloads, drains, specs: pools, onFatal },
+    ...{ clock, log, control, dispatcher, registry, targets, reloads, drains, specs: pools, onFatal },
   });
   const anyPool = (): PoolSpec => {
     const pool = pools.list[int(pools.list.length)];

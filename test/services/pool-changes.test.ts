@@ -11,7 +11,7 @@ import type { DrainRecord, ModelRecord } from "../../src/ports/pool-store.ts";
 import { StoreError } from "../../src/ports/task-store.ts";
 import { PoolChanges } from "../../src/services/pool-changes.ts";
 import { PoolDrains } from "../../src/services/pool-drain.ts";
-import { PoolReloads } from "../../src/services/pool-reload.ts";
+import { PoolReloads, type PoolReloadsDeps } from "../../src/services/pool-reload.ts";
 import { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { MemoryRecords } from "../support/memory-records.ts";
@@ -87,18 +87,19 @@ async function started(
     slotsBusy: (poolId) => dispatcher.view.slotsBusyIn(poolId),
     tell: (event) => dispatcher.tell(event),
   });
+  const targets: PoolReloadsDeps["targets"] = {
+    resolve: (pool, modelRef) => ({ ...pool, modelRef }),
+    problem: () => Promise.resolve(null),
+    compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
+  };
   reloads = new PoolReloads({
     ...{ clock, log, metrics, control, dispatcher, registry, specs, onFatal },
     specOf: (taskId) => rig.archive.specOf(taskId),
-    targets: {
-      resolve: (pool, modelRef) => ({ ...pool, modelRef }),
-      problem: () => Promise.resolve(null),
-      compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
-    },
+    targets,
     isDrained: (poolId) => drains.isDrained(poolId),
   });
   changes = new PoolChanges({
-    ...{ clock, log, control, dispatcher, reloads, drains, specs, onFatal },
+    ...{ clock, log, control, dispatcher, registry, targets, reloads, drains, specs, onFatal },
     models: { prepare },
   });
 }

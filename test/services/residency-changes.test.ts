@@ -5,14 +5,15 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import type { MockFault, PoolSpec } from "../../src/domain/pool.ts";
+import type { TaskSpec } from "../../src/domain/task.ts";
 import type { DrainRecord, ModelRecord } from "../../src/ports/pool-store.ts";
 import { PoolChanges } from "../../src/services/pool-changes.ts";
 import { PoolDrains } from "../../src/services/pool-drain.ts";
-import { PoolReloads } from "../../src/services/pool-reload.ts";
+import { PoolReloads, type PoolReloadsDeps } from "../../src/services/pool-reload.ts";
 import { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { MemoryRecords } from "../support/memory-records.ts";
-import { mockPool, Rig } from "./rig.ts";
+import { mockPool, profile, Rig, replay } from "./rig.ts";
 
 let rig: Rig;
 let specs: PoolSpecs;
@@ -42,7 +43,10 @@ async function started(bytes: number, pools: readonly PoolSpec[]): Promise<void>
       specs = new PoolSpecs(pools, new MemoryRecords<ModelRecord>(), log);
       return specs.list;
     },
-    memory: { devices: [{ id: "host", memoryBytes: bytes, reserveBytes: null }] },
+    memory: {
+      devices: [{ id: "host", memoryBytes: bytes, reserveBytes: null }],
+      returned: () => changes.retryForMemory(),
+    },
   });
   await rig.start(10);
   const { clock, log, metrics, supervisor: control, dispatcher, registry, keeper } = rig;
@@ -55,28 +59,48 @@ async function started(bytes: number, pools: readonly PoolSpec[]): Promise<void>
     slotsBusy: (poolId) => dispatcher.view.slotsBusyIn(poolId),
     tell: (event) => dispatcher.tell(event),
   });
+  const targets: PoolReloadsDeps["targets"] = {
+    resolve: (from, modelRef) => ({ ...from, modelRef }),
+    problem: () => Promise.resolve(null),
+    compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
+  };
   reloads = new PoolReloads({
     ...{ clock, log, metrics, control, dispatcher, registry, specs, onFatal, memory: keeper },
     specOf: (taskId) => rig.archive.specOf(taskId),
-    targets: {
-      resolve: (from, modelRef) => ({ ...from, modelRef }),
-      problem: () => Promise.resolve(null),
-      compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
-    },
+    targets,
     isDrained: (poolId) => drains.isDrained(poolId),
   });
-  changes = new PoolChanges({ ...{ clock, log, control, dispatcher, reloads, drains, specs, onFatal } });
+  changes = new PoolChanges({
+    ...{
+      clock,
+      log,
+      control,
+      dispatcher,
+      registry,
+      targets,
+      reloads,
+      drains,
+      specs,
+      memory: keeper,
+      onFatal,
+    },
+  });
 }
 
-async function submit(poolId: string, tokens = 5): Promise<TaskRecord> {
-  const accepted = rig.submit(rig.spec({ poolId, maxTokens: tokens, modelRef: specs.get(poolId).modelRef }));
+async function submit(poolId: string, tokens = 5, more: Partial<TaskSpec> = {}): Promise<TaskRecord> {
+  const { modelRef } = specs.get(poolId);
+  const accepted = rig.submit(rig.spec({ poolId, maxTokens: tokens, modelRef, ...more }));
   await rig.clock.advance(0);
   return (await accepted).record;
 }
 
-function want(pools: readonly PoolSpec[], strategy: "surge" | "recreate" = "recreate"): { ended: boolean } {
+function want(
+  pools: readonly PoolSpec[],
+  strategy: "surge" | "recreate" = "recreate",
+  deadlineMs = 100,
+): { ended: boolean } {
   const seen = { ended: false };
-  void changes.want(pools, { strategy, deadlineMs: 100 }).then(() => {
+  void changes.want(pools, { strategy, deadlineMs }).then(() => {
     seen.ended = true;
   });
   return seen;
@@ -166,3 +190,205 @@ for (const loads of [true, false])
     await rig.clock.advance(1000);
     expect([task.state, residence("a")]).toEqual(["done", "loaded"]);
   });
+
+// ---- pools that are not loaded, and for which somebody waits ----
+
+const greedy = { sampling: { ...profile, temperature: 0 } };
+const last = (record: TaskRecord) => replay(record).at(-1);
+const tokensOf = (record: TaskRecord): unknown[] =>
+  replay(record).flatMap(({ event, data }) => (event === "token" ? [(data as { i: number }).i] : []));
+const reset = (message: string) => ({
+  event: "error",
+  data: { code: "WORKER_RESET", retriable: true, message: expect.stringContaining(message) },
+});
+
+/** One that has sent something, and whose pool had to go for a loan. */
+async function cutByLoan(a: PoolSpec): Promise<TaskRecord> {
+  await started(20, [a]);
+  const sent = await submit("a", 60, greedy);
+  await rig.clock.advance(400);
+  rig.lending?.lend("host", null, 50);
+  await rig.clock.advance(500);
+  expect([sent.state, sent.tokensOut > 0, residence("a")]).toEqual(["queued", true, "waiting_for_memory"]);
+  return sent;
+}
+
+test("a lent pool takes a smaller context: what no longer fits is to be submitted again, the rest goes on (ORCHD-RELOAD-3)", async () => {
+  const a = pool("a");
+  const sent = await cutByLoan(a);
+  const counted = await submit("a", 100, { tokensIn: 20, tokensInExact: true });
+  const uncounted = await submit("a", 200);
+  const small = await submit("a", 5);
+  const seen = want([{ ...a, ctx: 100 }]);
+  await rig.clock.advance(100);
+  expect([seen.ended, changes.unfinished, specs.get("a").ctx]).toEqual([true, [], 100]);
+  expect(last(counted)).toMatchObject(reset("its pool has other engines now"));
+  expect([sent, uncounted, small].map(({ state }) => state)).toEqual(["queued", "queued", "queued"]);
+  rig.lending?.giveBack("host");
+  await rig.clock.advance(3000);
+  expect(last(uncounted)).toMatchObject(reset("its pool has other engines now"));
+  expect([sent, small].map(({ state }) => state)).toEqual(["done", "done"]);
+  expect([tokensOf(sent), rig.fatal]).toEqual([[...Array(60).keys()], []]);
+});
+
+test("a lent pool takes another model: what has sent something is to be submitted again at once (ORCHD-RELOAD-3)", async () => {
+  const a = pool("a");
+  const sent = await cutByLoan(a);
+  const waiting = await submit("a");
+  const other = { ...a, modelRef: "mock:other", workloads: ["completion"] } as const;
+  const seen = want([other]);
+  await rig.clock.advance(100);
+  expect([seen.ended, changes.unfinished, specs.get("a").modelRef]).toEqual([true, [], "mock:other"]);
+  expect(last(sent)).toMatchObject(reset("part of its answer was sent"));
+  expect(waiting.state).toBe("queued");
+  rig.lending?.giveBack("host");
+  await rig.clock.advance(1000);
+  expect([waiting.state, waiting.spec.modelRef, rig.fatal]).toEqual(["done", "mock:other", []]);
+});
+
+test("what has sent something and is too much for the smaller context of a lent pool is to be submitted again", async () => {
+  const a = pool("a");
+  const sent = await cutByLoan(a);
+  want([{ ...a, ctx: 30 }]);
+  await rig.clock.advance(100);
+  expect(sent.state).toBe("queued");
+  rig.lending?.giveBack("host");
+  await rig.clock.advance(3000);
+  expect(last(sent)).toMatchObject(reset("its pool has other engines now"));
+});
+
+test("work that the new engines of a lent pool do not do ends at once", async () => {
+  const a = pool("a");
+  await cutByLoan(a);
+  const waiting = await submit("a");
+  want([{ ...a, workloads: ["embedding"] }]);
+  await rig.clock.advance(100);
+  expect(last(waiting)).toMatchObject(reset("no work of the kind completion"));
+});
+
+for (const strategy of ["surge", "recreate"] as const)
+  test(`${strategy}: what has sent something finishes on its model when that was evicted, before the pool gets another (ORCHD-RELOAD-3)`, async () => {
+    const [a, b] = [pool("a"), pool("b")];
+    await started(10, [a, b]);
+    const sent = await submit("a", 60, greedy);
+    await rig.clock.advance(400);
+    void drains.drain("a", 0);
+    await rig.clock.advance(100);
+    const elsewhere = await submit("b", 100);
+    await rig.clock.advance(500);
+    void drains.resume("a");
+    const tooBig = await submit("a", 200);
+    await rig.clock.advance(10);
+    expect([residence("a"), sent.state, elsewhere.state]).toEqual([
+      "waiting_for_memory",
+      "queued",
+      "running",
+    ]);
+    const seen = want([{ ...a, modelRef: "mock:other", ctx: 100 }, b], strategy);
+    await rig.clock.advance(6000);
+    expect([seen.ended, changes.unfinished, specs.get("a").modelRef]).toEqual([true, [], "mock:other"]);
+    expect(last(sent)).toMatchObject({ event: "end", data: { tokens_out: 60 } });
+    expect(tokensOf(sent)).toEqual([...Array(60).keys()]);
+    expect(last(tooBig)).toMatchObject(reset("its pool has another model now"));
+    expect([elsewhere.state, rig.fatal]).toEqual(["done", []]);
+  });
+
+test("a drained pool that is not loaded takes other engines without loading any, and loads when it is resumed", async () => {
+  const a = pool("a");
+  await started(20, [a]);
+  void drains.drain("a", 0);
+  const waiting = await submit("a");
+  const seen = want([{ ...a, modelRef: "mock:other" }]);
+  await rig.clock.advance(1000);
+  expect([seen.ended, changes.unfinished, residence("a")]).toEqual([true, [], "unloaded"]);
+  void drains.resume("a");
+  await rig.clock.advance(1000);
+  expect([waiting.state, rig.fatal]).toEqual(["done", []]);
+});
+
+// ---- engines elsewhere ----
+
+test("a pool whose engines were here and are elsewhere now takes no memory any more, and back (ORCHD-CONF-2)", async () => {
+  const [a, b] = [pool("a"), pool("b")];
+  const remote = pool("a", { engine: "openai" });
+  await started(20, [a, b]);
+  const running = await submit("a", 40);
+  const waiting = await submit("a");
+  await rig.clock.advance(400);
+  expect([running.state, rig.lending?.get("host").freeBytes]).toEqual(["running", 10]);
+  void drains.drain("a", 1000);
+  const gone = want([remote, b], "recreate", 1000);
+  await rig.clock.advance(1000);
+  expect(last(waiting)).toMatchObject({
+    event: "error",
+    data: { code: "POOL_UNAVAILABLE", retriable: true },
+  });
+  expect([running.state, gone.ended, changes.unfinished, specs.list]).toEqual([
+    "done",
+    true,
+    [],
+    [remote, b],
+  ]);
+  expect([rig.keeper?.view("a"), rig.lending?.get("host").freeBytes]).toEqual([null, 20]);
+  expect(drains.isDrained("a")).toBe(true);
+  void drains.resume("a");
+  const there = await submit("a");
+  await rig.clock.advance(1000);
+  expect(there.state).toBe("done");
+  const back = want([a, b]);
+  await rig.clock.advance(1000);
+  expect([back.ended, residence("a"), rig.lending?.get("host").freeBytes]).toEqual([true, "unloaded", 20]);
+  const here = await submit("a");
+  await rig.clock.advance(1000);
+  expect([here.state, residence("a"), rig.lending?.get("host").freeBytes]).toEqual(["done", "loaded", 10]);
+  expect(rig.fatal).toEqual([]);
+});
+
+test("the only pool does not change to engines elsewhere while the daemon runs", async () => {
+  await started(20, [pool("a")]);
+  const seen = want([pool("a", { engine: "openai" })]);
+  await rig.clock.advance(100);
+  expect(seen.ended).toBe(true);
+  expect(changes.unfinished).toMatchObject([{ poolId: "a", problem: expect.stringContaining("only pool") }]);
+  const task = await submit("a");
+  await rig.clock.advance(1000);
+  expect(task.state).toBe("done");
+});
+
+// ---- memory that comes back ----
+
+for (const strategy of ["surge", "recreate"] as const)
+  test(`${strategy}: a change that found no memory is tried again when a device is returned (ORCHD-CONF-2)`, async () => {
+    const a = pool("a");
+    await started(30, [a]);
+    await submit("a");
+    await rig.clock.advance(1000);
+    rig.lending?.lend("host", 15, 50);
+    await rig.clock.advance(100);
+    const bigger = {
+      ...a,
+      mock: { tokenMs: 10, prefillMsPerToken: 0, loadMs: 200, faults: [], memoryBytes: 18 },
+    };
+    const seen = want([bigger], strategy);
+    await rig.clock.advance(1000);
+    expect([seen.ended, changes.unfinished.map(({ poolId }) => poolId)]).toEqual([true, ["a"]]);
+    rig.lending?.giveBack("host");
+    await rig.clock.advance(1000);
+    expect([changes.unfinished, specs.get("a").mock?.memoryBytes]).toEqual([[], 18]);
+    expect([residence("a"), rig.fatal]).toEqual(["loaded", []]);
+  });
+
+test("a change that failed for something else is not tried again when a device is returned", async () => {
+  const a = pool("a");
+  await started(20, [a]);
+  await submit("a");
+  await rig.clock.advance(1000);
+  want([pool("a", { modelRef: "mock:broken" }, 200, [noLoad(null)])]);
+  await rig.clock.advance(2000);
+  rig.lending?.lend("host", 1, 50);
+  await rig.clock.advance(100);
+  rig.lending?.giveBack("host");
+  await rig.clock.advance(1000);
+  expect(rig.log.of("pool_change_failed")).toHaveLength(1);
+  expect(changes.unfinished).toMatchObject([{ poolId: "a", problem: expect.any(String) }]);
+});

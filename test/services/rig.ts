@@ -21,6 +21,7 @@ import { DeviceMemory, type DeviceSpec } from "../../src/services/device-memory.
 import { Dispatcher } from "../../src/services/dispatcher.ts";
 import type { Submitted } from "../../src/services/mailbox.ts";
 import { ModelNeeds } from "../../src/services/model-needs.ts";
+import { isManaged } from "../../src/services/pool-memory.ts";
 import { ResidencyKeeper } from "../../src/services/residency-keeper.ts";
 import { type SessionMetrics, Sessions } from "../../src/services/sessions.ts";
 import { Streams, type StreamsOptions } from "../../src/services/streams.ts";
@@ -106,6 +107,7 @@ export interface RigMemory {
   readonly lends?: MemoryRecords<LendRecord>;
   readonly needs?: Pick<ModelNeeds, "of" | "learn">;
   readonly models?: Pick<ModelGate, "prepare">;
+  readonly returned?: () => void;
 }
 
 /** Of mock pools only. */
@@ -192,7 +194,11 @@ export class Rig {
       log,
       metrics,
       runDir: "/nowhere",
-      adapters: new Map([["mock", adapter]]),
+      // Servers elsewhere are played by the same one.
+      adapters: new Map([
+        ["mock", adapter],
+        ["openai", adapter],
+      ]),
       restart: { backoffMs: 100, backoffMaxMs: 1000, breakerFailures: 3, breakerWindowMs: 10_000 },
     });
     this.journal = options.journal ?? new MemoryJournal();
@@ -232,7 +238,7 @@ export class Rig {
       runner: this.runner,
       pools: this.pools,
       drained: options.drained ?? new Set(),
-      managed: () => options.memory !== undefined,
+      managed: (pool) => options.memory !== undefined && isManaged(pool),
       attemptsMax: 3,
       batchMaxWaitMs: options.batchMaxWaitMs ?? 60_000,
       rules: {
@@ -255,6 +261,7 @@ export class Rig {
         : new DeviceLending({
             ...{ clock, log, keeper: this.keeper, store: memory?.lends ?? new MemoryRecords() },
             tell: (event) => this.dispatcher.tell(event),
+            returned: () => memory?.returned?.(),
           });
     this.admission = new Admission(this.dispatcher, this.pools, entropy, {
       defaultMaxTokens: 8,
