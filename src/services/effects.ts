@@ -196,9 +196,9 @@ export class Effects {
     });
   }
 
-  /** What was sent is another model's: nobody goes on with it here. */
+  /** Its stream names another model, and what was sent is that one's: nobody goes on with it here. */
   private anotherModel({ taskId, poolId, lease }: StartAttempt, { modelRef }: PoolSpec): void {
-    const message = `its pool has another model now (${modelRef}), and part of its answer was sent: submit it again`;
+    const message = `its pool has another model now (${modelRef}), and its stream has begun with the one before: submit it again`;
     const outcome = { kind: "failed" as const, code: "WORKER_RESET" as const, message };
     this.deps.post({
       kind: "event",
@@ -216,13 +216,13 @@ export class Effects {
   }
 }
 
-/** The same model under another name is only renamed. It waited for another model: its prompt is rendered and counted anew. False: part of its answer is that one's. */
+/** The same model under another name is only renamed. It waited for another model: its prompt is rendered and counted anew. False: its stream has begun with that one. */
 function retarget(record: TaskRecord, { modelRef }: PoolSpec, same: SameModel | null): boolean {
   if (same?.modelRefs.includes(record.spec.modelRef) === true) {
     record.spec = { ...record.spec, modelRef };
     return true;
   }
-  if (record.tokensOut > 0) return false;
+  if (record.log.length > 0) return false;
   record.spec = forModel(record.spec, modelRef);
   record.acceptedFor = "another_model";
   record.tokensIn = null;

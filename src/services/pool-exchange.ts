@@ -51,12 +51,15 @@ export class PoolExchange {
 }
 
 /** Null: it may fit. */
-function unfit({ spec, tokensIn, tokensOut }: TaskRecord, to: PoolSpec, another: boolean): string | null {
+function unfit(
+  { spec, tokensIn, tokensOut, log }: TaskRecord,
+  to: PoolSpec,
+  another: boolean,
+): string | null {
   const { modelRef, ctx, workloads } = to;
-  if (tokensOut > 0)
-    return another
-      ? `its pool has another model now (${modelRef}), and part of its answer was sent: submit it again`
-      : null;
+  if (another && log.length > 0)
+    return `its pool has another model now (${modelRef}), and its stream has begun with the one before: submit it again`;
+  if (tokensOut > 0) return null;
   const message = (problem: string): string =>
     another ? unfitMessage(modelRef, problem) : otherEnginesMessage(problem);
   if (!workloads.includes(spec.workload)) return message(`it does no work of the kind ${spec.workload}`);

@@ -343,11 +343,11 @@ export class PoolReloads {
     }
   }
 
-  /** Whoever has sent something of an answer that another model cannot continue. */
+  /** Whoever's stream has begun and names the model: another one can neither continue nor begin it. */
   #spared(job: Job): ReadonlySet<string> {
     if (!job.another) return new Set();
     const running = this.deps.dispatcher.view.running(job.from.id);
-    return new Set(running.filter((taskId) => (this.deps.registry.find(taskId)?.tokensOut ?? 0) > 0));
+    return new Set(running.filter((taskId) => (this.deps.registry.find(taskId)?.log.length ?? 0) > 0));
   }
 
   /** What waits and no longer fits ends; what came meanwhile is looked at, too. */

@@ -411,6 +411,24 @@ describe("a reload beside what serves", () => {
     expect(last(silent)?.event).toBe("end");
   });
 
+  test.each(["surge", "recreate"] as const)(
+    "%s with another model lets finish what has told which model it starts with, and no word yet (ORCHD-RELOAD-3)",
+    async (strategy) => {
+      const late = { kind: "late", nth: 1, afterTokens: 0, delayMs: 400 } as const;
+      await started({ mock: { tokenMs: 10, prefillMsPerToken: 0, loadMs: 0, faults: [late] } });
+      const begun = await accept({ maxTokens: 2 });
+      await rig.clock.advance(100);
+      expect([begun.log.length, begun.tokensOut]).toEqual([1, 0]);
+      const seen = reload("mock:other", { strategy, deadlineMs: 50 });
+      await rig.clock.advance(5000);
+      expect(seen.how).toBe("");
+      const [first] = replay(begun);
+      expect(first).toMatchObject({ event: "started", data: { model_ref: "mock:words" } });
+      expect([begun.spec.modelRef, begun.replicaId, begun.attempts]).toEqual(["mock:words", "chat-0", 1]);
+      expect(last(begun)?.event).toBe("end");
+    },
+  );
+
   test("never continues an answer with another model: where the old engine is lost it ends (ORCHD-RELOAD-3)", async () => {
     const crash = { kind: "crash", nth: 1, afterTokens: 30, delayMs: 0 } as const;
     await started({ mock: { tokenMs: 10, prefillMsPerToken: 0, loadMs: 0, faults: [crash] } });

@@ -239,7 +239,7 @@ test("a lent pool takes another model: what has sent something is to be submitte
   const seen = want([other]);
   await rig.clock.advance(100);
   expect([seen.ended, changes.unfinished, specs.get("a").modelRef]).toEqual([true, [], "mock:other"]);
-  expect(last(sent)).toMatchObject(reset("part of its answer was sent"));
+  expect(last(sent)).toMatchObject(reset("its stream has begun"));
   expect(waiting.state).toBe("queued");
   rig.lending?.giveBack("host");
   await rig.clock.advance(1000);
