@@ -252,7 +252,7 @@ Feature: An operator gives a pool another model
   @ORCHD-RELOAD-3
   Scenario: What waits and does not fit the new model ends, the rest goes on with it
     Given a pool "chat" of llama-server with the file "old.gguf" and 2 slots
-    And its llama-server is told "hang-completion,ctx-of-narrow.gguf=64"
+    And its llama-server is told "hang-at-once,ctx-of-narrow.gguf=64"
     And the model file "narrow.gguf"
     And the pool "chat" is ready
     When alice submits and streams "long" to pool "chat":

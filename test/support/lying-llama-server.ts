@@ -26,7 +26,8 @@
  *   garbage                a frame that is no JSON
  *   endless-frame          one frame that never ends
  *   not-http               answers completions with something that is no HTTP
- *   hang-completion        accepts a completion, then nothing
+ *   hang-completion        accepts a completion and has read its prompt, then nothing
+ *   hang-at-once           accepts a completion, and nothing is heard of it
  *   crash-mid-stream       SIGABRT after two tokens
  *   silent-logs            no lines about slots
  *   keep-slots             a slot stays busy when its client is gone, until `/slots` was asked twice
@@ -295,6 +296,7 @@ class Completion {
   }
 
   speak(release: () => void): void {
+    if (this.#lies.has("hang-at-once")) return;
     const progress = { total: 5, cache: 0, processed: 5, time_ms: 0 };
     this.#frame({ index: 0, content: "", tokens: [0], stop: false, prompt_progress: progress });
     if (this.#lies.has("hang-completion")) return;
