@@ -35,10 +35,9 @@ import {
 import type { CatalogStore } from "../ports/catalog-store.ts";
 import type { Clock } from "../ports/clock.ts";
 import type { Located, ModelFiles, ModelSource } from "../ports/model-source.ts";
-import { isStoreError } from "../ports/task-store.ts";
 import type { Log, Metrics } from "../ports/telemetry.ts";
 import { type JobOutcome, type JobView, ModelJobs } from "./model-jobs.ts";
-import { storageUnavailable } from "./refusals.ts";
+import { storing } from "./refusals.ts";
 
 export interface CatalogRules {
   readonly trust: TrustPolicy;
@@ -162,7 +161,7 @@ export class Catalog {
   async remove(id: string): Promise<void> {
     const entry = this.#entry(id);
     const { path } = this.#located(entry);
-    this.#edge(() => this.deps.store.remove(id));
+    storing(() => this.deps.store.remove(id));
     this.#entries.delete(id);
     this.#byPath.get(path)?.delete(id);
     if (this.#entriesOf(path).length > 0) return;
@@ -317,7 +316,7 @@ export class Catalog {
   }
 
   #put(entry: CatalogEntry): CatalogEntry {
-    this.#edge(() => this.deps.store.put(entry));
+    storing(() => this.deps.store.put(entry));
     this.#remember(entry);
     return entry;
   }
@@ -328,15 +327,6 @@ export class Catalog {
     if (place === null) return;
     const path = this.deps.files.pathOf(place);
     this.#byPath.set(path, (this.#byPath.get(path) ?? new Set()).add(entry.id));
-  }
-
-  #edge<T>(work: () => T): T {
-    try {
-      return work();
-    } catch (error) {
-      if (isStoreError(error)) throw storageUnavailable(error);
-      throw error;
-    }
   }
 
   #view(entry: CatalogEntry): CatalogView {

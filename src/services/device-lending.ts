@@ -13,10 +13,9 @@ import { freeOn, isTooMuch, type Residency } from "../domain/residency-state.ts"
 import type { SchedulerEvent } from "../domain/scheduler-protocol.ts";
 import type { Clock, Timer } from "../ports/clock.ts";
 import type { KeptRecords, LendRecord } from "../ports/pool-store.ts";
-import { isStoreError } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
 import type { PoolResidence } from "./pool-memory.ts";
-import { storageUnavailable } from "./refusals.ts";
+import { storing } from "./refusals.ts";
 import type { ResidencyKeeper } from "./residency-keeper.ts";
 import { sizeText } from "./residency-sentences.ts";
 
@@ -89,7 +88,7 @@ export class DeviceLending {
       throw new OrchestratorError("CONFLICT", `device ${deviceId} is lent already: return it first`);
     const nowMs = clock.nowMs();
     const record = { deviceId, bytes, sinceMs: nowMs, deadlineMs: nowMs + deadlineMs };
-    this.#edge(() => store.put(record));
+    storing(() => store.put(record));
     this.#lent.set(deviceId, record);
     keeper.deviceChanged({ type: "device_lent", deviceId, bytes: bytes ?? Number.POSITIVE_INFINITY });
     const timer = clock.setTimer(deadlineMs, () => {
@@ -110,7 +109,7 @@ export class DeviceLending {
     const { clock, log, store, keeper, returned } = this.deps;
     const { state, deviceId } = this.#find(id);
     if (this.#lent.has(deviceId)) {
-      this.#edge(() => store.remove(deviceId));
+      storing(() => store.remove(deviceId));
       this.#lent.delete(deviceId);
       this.#timers.get(deviceId)?.cancel();
       this.#timers.delete(deviceId);
@@ -170,14 +169,5 @@ export class DeviceLending {
       lent: record === undefined ? null : { sinceMs: record.sinceMs, deadlineMs: record.deadlineMs },
       pools,
     };
-  }
-
-  #edge(work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      if (isStoreError(error)) throw storageUnavailable(error);
-      throw error;
-    }
   }
 }

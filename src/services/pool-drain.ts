@@ -12,7 +12,7 @@ import type { Clock, Timer } from "../ports/clock.ts";
 import type { DrainRecord, KeptRecords } from "../ports/pool-store.ts";
 import { isStoreError } from "../ports/task-store.ts";
 import type { Log } from "../ports/telemetry.ts";
-import { storageUnavailable } from "./refusals.ts";
+import { storing } from "./refusals.ts";
 
 /** Draining: something runs still, or its slot is not free yet. */
 export const drainStates = ["draining", "drained"] as const;
@@ -90,7 +90,7 @@ export class PoolDrains {
     const nowMs = clock.nowMs();
     const sinceMs = this.#drained.get(poolId)?.sinceMs ?? nowMs;
     const record = { poolId, sinceMs, deadlineMs: nowMs + deadlineMs };
-    this.#edge(() => this.deps.store.put(record));
+    storing(() => this.deps.store.put(record));
     this.#drained.set(poolId, record);
     this.#timers.get(poolId)?.cancel();
     const timer = clock.setTimer(deadlineMs, () => {
@@ -110,7 +110,7 @@ export class PoolDrains {
   async resume(poolId: string): Promise<void> {
     this.deps.retry(poolId);
     if (!this.#drained.has(poolId)) return;
-    this.#edge(() => this.deps.store.remove(poolId));
+    storing(() => this.deps.store.remove(poolId));
     this.#drained.delete(poolId);
     this.#timers.get(poolId)?.cancel();
     this.#timers.delete(poolId);
@@ -135,14 +135,5 @@ export class PoolDrains {
   stop(): void {
     for (const timer of this.#timers.values()) timer.cancel();
     this.#timers.clear();
-  }
-
-  #edge(work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      if (isStoreError(error)) throw storageUnavailable(error);
-      throw error;
-    }
   }
 }

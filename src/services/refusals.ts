@@ -10,7 +10,7 @@ import type { PoolSpec } from "../domain/pool.ts";
 import type { NoPool, PassedOver, PoolReason, PoolRequest } from "../domain/pool-choice.ts";
 import type { Prediction } from "../domain/predictor.ts";
 import type { TaskSpec } from "../domain/task.ts";
-import type { StoreError, StoreErrorKind } from "../ports/task-store.ts";
+import { isStoreError, type StoreError, type StoreErrorKind } from "../ports/task-store.ts";
 
 const about = (pool: Pick<PoolSpec, "id" | "engine">) => ({ poolId: pool.id, engine: pool.engine });
 
@@ -144,6 +144,16 @@ export function storageUnavailable({ storeErrorKind, cause }: StoreError): Orche
     `${storageSentence[storeErrorKind]}, so that nothing new can be promised: try again later, the operator's log has the details`,
     { retryAfterMs: limits.storageRetryMs, cause },
   );
+}
+
+/** What a store refuses is told as the refusal of the request that needed it. */
+export function storing(work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    if (isStoreError(error)) throw storageUnavailable(error);
+    throw error;
+  }
 }
 
 // ---- not in that time ----
