@@ -5,21 +5,18 @@
  * Always holds: the daemon does the work, so that ending this command ends nothing there. Exit code: 0 the file is there and
  * right, 1 it is not, 2 it could not be told.
  */
-import { type ConfigFlags, loadConfig } from "../app/config.ts";
+import type { ConfigFlags } from "../app/config.ts";
 import type { Composition } from "../app/daemon.ts";
 import { idOf, isRemote, parseModelRef, refText } from "../domain/model-ref.ts";
-import { problemsText } from "./check-config.ts";
-import { addressOf, keyOf } from "./daemon-address.ts";
+import { type DaemonFlags, onDaemon } from "./daemon-address.ts";
+import { CommandError, type DaemonClient } from "./daemon-client.ts";
 import { print, printError } from "./print.ts";
-import { CannotReplay, DaemonClient, isCannotReplay } from "./replay-client.ts";
 
-export interface FetchFlags {
+export interface FetchFlags extends DaemonFlags {
   /** hf:…, https://… or the id of a catalog entry. */
   readonly ref: string;
   readonly id?: string | undefined;
   readonly sha256?: string | undefined;
-  readonly server?: string | undefined;
-  readonly keyFile?: string | undefined;
   readonly json?: boolean | undefined;
 }
 
@@ -33,38 +30,25 @@ type Fields = Record<string, unknown>;
 export async function fetchModel(
   flags: FetchFlags,
   configFlags: ConfigFlags,
-  { readModelKind, clock }: Pick<Composition, "readModelKind" | "clock">,
+  composition: Pick<Composition, "readModelKind" | "clock">,
 ): Promise<number> {
-  const loaded = loadConfig({ flags: configFlags, env: process.env, readModelKind });
-  if (!loaded.ok && (flags.server === undefined || flags.keyFile === undefined)) {
-    await printError(problemsText(loaded.problems));
-    return 2;
-  }
-  const config = loaded.ok ? loaded.config : null;
-  try {
-    const server = flags.server?.replace(/\/+$/, "") ?? addressOf(config);
-    const client = new DaemonClient(server, keyOf(flags, config));
+  return onDaemon(flags, configFlags, composition, async (client) => {
     const id = await begin(flags, client);
-    const entry = await follow(id, client, clock);
-    return await tell(entry, flags.json === true);
-  } catch (error) {
-    if (!isCannotReplay(error)) throw error;
-    await printError(`orchestratord: ${error.message}\n`);
-    return 2;
-  }
+    return tell(await follow(id, client, composition.clock), flags.json === true);
+  });
 }
 
 /** @returns the entry's id. */
 async function begin({ ref, id, sha256 }: FetchFlags, client: DaemonClient): Promise<string> {
   const parsed = parseModelRef(ref);
-  if (!parsed.ok) throw new CannotReplay(parsed.problem);
+  if (!parsed.ok) throw new CommandError(parsed.problem);
   if (parsed.ref.kind === "catalog") {
     if (id !== undefined || sha256 !== undefined)
-      throw new CannotReplay(`${parsed.ref.id} is an entry of the catalog: leave --id and --sha256 out`);
+      throw new CommandError(`${parsed.ref.id} is an entry of the catalog: leave --id and --sha256 out`);
     return await resume(parsed.ref.id, client);
   }
   if (!isRemote(parsed.ref))
-    throw new CannotReplay(`${ref} is a file of this machine: there is nothing to fetch`);
+    throw new CommandError(`${ref} is a file of this machine: there is nothing to fetch`);
   const name = id ?? idOf(parsed.ref);
   const there = await client.get(`${path}/${name}`);
   // What more its entry says, tags for one, stays.
@@ -76,7 +60,7 @@ async function begin({ ref, id, sha256 }: FetchFlags, client: DaemonClient): Pro
 
 async function resume(id: string, client: DaemonClient): Promise<string> {
   if ((await client.post(`${path}/${id}/fetch`, {})) === null)
-    throw new CannotReplay(
+    throw new CommandError(
       `the catalog has no entry ${id}: name hf:ORG/REPO/FILE.gguf or https://HOST/FILE.gguf`,
     );
   return id;
@@ -88,7 +72,7 @@ async function follow(id: string, client: DaemonClient, clock: Composition["cloc
   let [saidMs, before]: [number, { bytes: number; ms: number } | null] = [clock.nowMs(), null];
   for (;;) {
     const entry = await client.get(`${path}/${id}`);
-    if (entry === null) throw new CannotReplay(`the entry ${id} was deleted meanwhile`);
+    if (entry === null) throw new CommandError(`the entry ${id} was deleted meanwhile`);
     const job = entry.job as Fields | null;
     if (job === null) {
       if (isTerminal) await printError("\r\x1b[K");

@@ -6,46 +6,27 @@
  * different, 2 it could not be told.
  */
 import { readFileSync } from "node:fs";
-import { type ConfigFlags, loadConfig } from "../app/config.ts";
+import type { ConfigFlags } from "../app/config.ts";
 import type { Composition } from "../app/daemon.ts";
 import { systemCode } from "../app/start-error.ts";
 import { type Comparison, compareRuns, isPartial } from "../domain/replay-comparison.ts";
 import { type ReadTranscript, readTranscript, requestAgain } from "../domain/transcript-reading.ts";
-import { problemsText } from "./check-config.ts";
-import { addressOf, keyOf } from "./daemon-address.ts";
-import { print, printError } from "./print.ts";
-import { CannotReplay, DaemonClient, isCannotReplay } from "./replay-client.ts";
+import { type DaemonFlags, onDaemon } from "./daemon-address.ts";
+import { CommandError, type DaemonClient } from "./daemon-client.ts";
+import { print } from "./print.ts";
 
-export interface ReplayFlags {
+export interface ReplayFlags extends DaemonFlags {
   /** Id of an artifact, or the path of a file that holds one. */
   readonly artifact: string;
-  readonly server?: string | undefined;
-  readonly keyFile?: string | undefined;
   readonly json?: boolean | undefined;
 }
 
 export async function replay(
   flags: ReplayFlags,
   configFlags: ConfigFlags,
-  { readModelKind }: Pick<Composition, "readModelKind">,
+  composition: Pick<Composition, "readModelKind">,
 ): Promise<number> {
-  const loaded = loadConfig({ flags: configFlags, env: process.env, readModelKind });
-  if (!loaded.ok && (flags.server === undefined || flags.keyFile === undefined)) {
-    await printError(problemsText(loaded.problems));
-    return 2;
-  }
-  const config = loaded.ok ? loaded.config : null;
-  try {
-    const client = new DaemonClient(
-      flags.server?.replace(/\/+$/, "") ?? addressOf(config),
-      keyOf(flags, config),
-    );
-    return await run(flags, client);
-  } catch (error) {
-    if (!isCannotReplay(error)) throw error;
-    await printError(`orchestratord: ${error.message}\n`);
-    return 2;
-  }
+  return onDaemon(flags, configFlags, composition, (client) => run(flags, client));
 }
 
 async function run({ artifact, json = false }: ReplayFlags, client: DaemonClient): Promise<number> {
@@ -55,10 +36,10 @@ async function run({ artifact, json = false }: ReplayFlags, client: DaemonClient
     ? (transcript.pieces ?? []).reduce((sum, { text }) => sum + text.length, 0)
     : Number.POSITIVE_INFINITY;
   if (length === 0)
-    throw new CannotReplay("the task ended before it said anything: there is nothing to compare");
+    throw new CommandError("the task ended before it said anything: there is nothing to compare");
   const now = await client.run(body, (text) => text.length >= length);
   const compared = compareRuns(transcript, now);
-  if (compared === null) throw new CannotReplay("the transcript does not hold what was answered");
+  if (compared === null) throw new CommandError("the transcript does not hold what was answered");
   const { taskId } = now;
   await print(
     json ? `${jsonOf(id, taskId, transcript, compared)}\n` : linesOf(id, taskId, transcript, compared),
@@ -73,13 +54,13 @@ async function transcriptOf(
   const isId = /^[0-9a-f]{64}$/.test(artifact);
   const found = isId ? await client.get(`/v1/artifacts/${artifact}`) : readJson(artifact);
   if (found === null)
-    throw new CannotReplay(
+    throw new CommandError(
       `there is no artifact ${artifact}, or another key's: ask with its key or an admin's`,
     );
   const { content = found, id = null } = found as { content?: unknown; id?: unknown };
   const transcript = readTranscript(content);
   if (transcript === null)
-    throw new CannotReplay(`${artifact} is no transcript of a version that is known here`);
+    throw new CommandError(`${artifact} is no transcript of a version that is known here`);
   return { id: isId ? artifact : typeof id === "string" ? id : null, transcript };
 }
 
@@ -94,7 +75,7 @@ async function bodyOf(
   const pool = pools.find((one) => one.id === poolId) ?? null;
   const body = requestAgain(transcript, pool === null ? null : String(poolId));
   if (body === null)
-    throw new CannotReplay(
+    throw new CommandError(
       "the transcript does not hold what was asked (artifacts.transcripts redacted, or too large)",
     );
   if (pool !== null && pool.model_ref !== body.model_ref) delete body.model_ref;
@@ -109,10 +90,10 @@ function readJson(path: string): Record<string, unknown> {
   } catch (error) {
     const code = systemCode(error);
     if (code !== null)
-      throw new CannotReplay(`${path} is no artifact's id, and no file that can be read (${code})`);
+      throw new CommandError(`${path} is no artifact's id, and no file that can be read (${code})`);
     if (!(error instanceof SyntaxError)) throw error;
   }
-  throw new CannotReplay(`${path} does not hold an artifact as JSON`);
+  throw new CommandError(`${path} does not hold an artifact as JSON`);
 }
 
 const jsonOf = (id: string | null, taskId: string, then: ReadTranscript, compared: Comparison): string =>

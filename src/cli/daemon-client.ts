@@ -6,12 +6,12 @@ import type { SeenRun } from "../domain/replay-comparison.ts";
 import { decodeFrame } from "../domain/sse.ts";
 
 /** What cannot be done, for the operator. */
-export class CannotReplay extends Error {
-  readonly cannotReplay = true;
+export class CommandError extends Error {
+  readonly commandFailed = true;
 }
 
-export const isCannotReplay = (error: unknown): error is CannotReplay =>
-  error instanceof Error && (error as Partial<CannotReplay>).cannotReplay === true;
+export const isCommandError = (error: unknown): error is CommandError =>
+  error instanceof Error && (error as Partial<CommandError>).commandFailed === true;
 
 type Fields = Record<string, unknown>;
 
@@ -23,7 +23,7 @@ export class DaemonClient {
     private readonly key: string | null,
   ) {}
 
-  /** Null: there is no such thing. @throws CannotReplay */
+  /** Null: there is no such thing. @throws CommandError */
   async get(path: string): Promise<Fields | null> {
     const response = await this.#ask(path, {});
     if (response.status === 404) {
@@ -33,7 +33,7 @@ export class DaemonClient {
     return (await this.#sound(path, response)).json() as Promise<Fields>;
   }
 
-  /** Null: there is no such thing. @throws CannotReplay */
+  /** Null: there is no such thing. @throws CommandError */
   async post(path: string, body: Fields): Promise<Fields | null> {
     const init = {
       method: "POST",
@@ -50,7 +50,7 @@ export class DaemonClient {
 
   /**
    * Submits the task and reads its stream: to its end, or until `enough` says so of the text; then the task is canceled.
-   * @throws CannotReplay where it was refused or ended otherwise than done
+   * @throws CommandError where it was refused or ended otherwise than done
    */
   async run(body: Fields, enough: (text: string) => boolean): Promise<SeenRun & { readonly taskId: string }> {
     const headers = { accept: "text/event-stream", "content-type": "application/json" };
@@ -72,9 +72,9 @@ export class DaemonClient {
         return { taskId, text, tokens, started, end };
       } else if (event?.type === "end") end = { ...event.data };
       else if (event?.type === "error")
-        throw new CannotReplay(`the replay ${taskId} failed: ${event.data.code}, ${event.data.message}`);
+        throw new CommandError(`the replay ${taskId} failed: ${event.data.code}, ${event.data.message}`);
     }
-    if (end === null) throw new CannotReplay(`the stream of the replay ${taskId} broke off before its end`);
+    if (end === null) throw new CommandError(`the stream of the replay ${taskId} broke off before its end`);
     return { taskId, text, tokens, started, end };
   }
 
@@ -90,7 +90,7 @@ export class DaemonClient {
       return await fetch(this.url + path, { ...init, headers });
     } catch (error) {
       const why = error instanceof Error ? error.message : String(error);
-      throw new CannotReplay(
+      throw new CommandError(
         `no daemon answers at ${this.url} (${why}): start it, or name another with --server`,
       );
     }
@@ -101,7 +101,7 @@ export class DaemonClient {
     const { code, message } = (await response.json().catch(() => ({}))) as Fields;
     const hint = response.status === 401 || response.status === 403 ? "; name the key with --key-file" : "";
     const said = typeof code === "string" ? `${code}, ${String(message)}` : `status ${response.status}`;
-    throw new CannotReplay(`${this.url}${path} answered ${said}${hint}`);
+    throw new CommandError(`${this.url}${path} answered ${said}${hint}`);
   }
 }
 
