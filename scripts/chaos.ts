@@ -8,60 +8,39 @@
  *                      [--temperature 0.8 --strict] [--replicas N] [--client-cut-ms N] [--max-attempts N] [--seed N]
  *                      [--binary dist/orchestratord | --source] [--log FILE]
  */
-import { writeFileSync } from "node:fs";
-import { resolve } from "node:path";
-import { parseArgs } from "node:util";
-import { sourceCommand } from "../test/support/daemon.ts";
 import { runChaos } from "./chaos/run.ts";
+import { atLeast, daemonOf, type StressOptions, stressCommand } from "./stress-options.ts";
 
-const { values } = parseArgs({
-  options: {
-    minutes: { type: "string", default: "1" },
-    streams: { type: "string", default: "16" },
-    tokens: { type: "string", default: "512" },
-    replicas: { type: "string", default: "1" },
-    "engine-kill-ms": { type: "string", default: "1000" },
-    "daemon-kill-ms": { type: "string", default: "10000" },
-    "client-cut-ms": { type: "string", default: "500" },
-    temperature: { type: "string", default: "0" },
-    strict: { type: "boolean", default: false },
-    // Kills come whatever a task has said by then: three in a row may leave it no time for a token.
-    "max-attempts": { type: "string", default: "10" },
-    seed: { type: "string", default: String(crypto.getRandomValues(new Uint32Array(1))[0]) },
-    binary: { type: "string", default: resolve(import.meta.dir, "../dist/orchestratord") },
-    source: { type: "boolean", default: false },
-    log: { type: "string" },
-  },
-});
+const options = stressCommand("chaos")
+  .option("--minutes <n>", "how long", atLeast(0), 1)
+  .option("--streams <n>", "at a time", atLeast(1), 16)
+  .option("--tokens <n>", "of each stream", atLeast(1), 512)
+  .option("--replicas <n>", "of the pool", atLeast(1), 1)
+  .option("--engine-kill-ms <n>", "between two kills of an engine, on average; 0: none", atLeast(0), 1000)
+  .option("--daemon-kill-ms <n>", "between two kills of the daemon, on average; 0: none", atLeast(0), 10_000)
+  .option("--client-cut-ms <n>", "between two cuts of a connection, on average; 0: none", atLeast(0), 500)
+  .option("--temperature <n>", "0: greedy", atLeast(0), 0)
+  .option("--strict", "determinism of the tasks", false)
+  // Kills come whatever a task has said by then: three in a row may leave it no time for a token.
+  .option("--max-attempts <n>", "without a new token", atLeast(1), 10)
+  .parse()
+  .opts<
+    StressOptions & {
+      minutes: number;
+      streams: number;
+      tokens: number;
+      replicas: number;
+      engineKillMs: number;
+      daemonKillMs: number;
+      clientCutMs: number;
+      temperature: number;
+      strict: boolean;
+      maxAttempts: number;
+    }
+  >();
 
-function number(
-  name: Exclude<keyof typeof values, "strict" | "source" | "binary" | "log">,
-  least: number,
-): number {
-  const value = Number(values[name]);
-  if (Number.isFinite(value) && value >= least) return value;
-  console.error(`--${name} must be a number of at least ${least}, not "${values[name]}"`);
-  process.exit(2);
-}
-
-const { log } = values;
-const seed = number("seed", 0);
-console.error(`seed ${seed}`);
-const summary = await runChaos({
-  seed,
-  command: values.source ? sourceCommand : [resolve(values.binary)],
-  durationMs: number("minutes", 0) * 60_000,
-  streams: number("streams", 1),
-  tokens: number("tokens", 1),
-  replicas: number("replicas", 1),
-  engineKillMs: number("engine-kill-ms", 0),
-  daemonKillMs: number("daemon-kill-ms", 0),
-  clientCutMs: number("client-cut-ms", 0),
-  temperature: number("temperature", 0),
-  strict: values.strict,
-  maxAttempts: number("max-attempts", 1),
-  say: (line) => console.error(line),
-  ...(log === undefined ? {} : { onLog: (text) => writeFileSync(log, text) }),
-});
-console.log(JSON.stringify({ options: { ...values, seed }, ...summary }, null, 2));
+console.error(`seed ${options.seed}`);
+const { minutes, binary: _, source: __, log: ___, ...figures } = options;
+const summary = await runChaos({ ...figures, ...daemonOf(options), durationMs: minutes * 60_000 });
+console.log(JSON.stringify({ options, ...summary }, null, 2));
 process.exit(summary.failures.length === 0 ? 0 : 1);
