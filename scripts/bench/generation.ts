@@ -113,8 +113,10 @@ export const startGenerating = ({ binary, engineBin, model }: BenchFiles): Promi
 async function connections(side: Side, count: number, kept: Connection[]): Promise<Connection[]> {
   if (!side.target.keepAlive)
     return await Promise.all(Array.from({ length: count }, () => Connection.open(side.target)));
-  while (kept.length < count) kept.push(await Connection.open(side.target));
-  return kept.slice(0, count);
+  const open = kept.splice(0).filter(({ isGone }) => !isGone);
+  while (open.length < count) open.push(await Connection.open(side.target));
+  kept.push(...open);
+  return open.slice(0, count);
 }
 
 export async function measureGeneration(

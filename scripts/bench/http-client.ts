@@ -30,6 +30,7 @@ const tailBytes = 4096;
 export class Connection {
   private onData: ((chunk: Buffer) => void) | null = null;
   private onClosed: (() => void) | null = null;
+  private gone = false;
 
   private constructor(private socket: Socket | null) {}
 
@@ -40,15 +41,31 @@ export class Connection {
       port: target.port,
       socket: {
         data: (_socket, chunk) => connection.onData?.(chunk),
-        close: () => connection.onClosed?.(),
-        error: () => connection.onClosed?.(),
+        close: () => connection.closed(),
+        error: () => connection.closed(),
       },
     });
     return connection;
   }
 
+  /** The other side has closed it: a daemon does so with one that was idle for long. */
+  get isGone(): boolean {
+    return this.gone;
+  }
+
   close(): void {
     this.socket?.end();
+  }
+
+  private closed(): void {
+    this.gone = true;
+    this.onClosed?.();
+  }
+
+  /** Nobody would answer what is written to one that is gone. */
+  private send(bytes: string): void {
+    if (this.gone) this.onClosed?.();
+    else this.socket?.write(bytes);
   }
 
   /** One streamed answer, from the first byte of the request written to the last event read. */
@@ -76,7 +93,7 @@ export class Connection {
         if (firstTokenMs < 0) reject(new Error(`no token in: ${tail.toString()}`));
         else resolve({ firstTokenMs, totalMs: performance.now() - startedMs, bytes });
       };
-      this.socket?.write(request("POST", target, body));
+      this.send(request("POST", target, body));
     });
   }
 
@@ -95,7 +112,7 @@ export class Connection {
         this.onClosed = null;
         resolve(Number(seen.slice(9, 12)));
       };
-      this.socket?.write(request("POST", target, body));
+      this.send(request("POST", target, body));
     });
   }
 
@@ -111,7 +128,7 @@ export class Connection {
         this.onClosed = null;
         resolve(seen);
       };
-      this.socket?.write(request("GET", target, ""));
+      this.send(request("GET", target, ""));
     });
   }
 }
