@@ -23,30 +23,32 @@ let works = process.platform === "linux";
 export function giveMemoryBack(log: Log): void {
   Bun.gc(true);
   if (!works) return;
-  unmapCode().catch((error: unknown) => {
+  unmapProgram().catch((error: unknown) => {
     works = false;
     log.info("memory_kept", { human: `the program's pages stay mapped: ${String(error)}` });
   });
 }
 
-async function unmapCode(): Promise<void> {
+async function unmapProgram(): Promise<void> {
   const { dlopen, FFIType } = await import("bun:ffi");
   const { symbols, close } = dlopen("libc.so.6", {
     madvise: { args: [FFIType.u64, FFIType.u64, FFIType.i32], returns: FFIType.i32 },
   });
-  for (const { start, end } of codeMappings(process.execPath)) symbols.madvise(start, end - start, dontNeed);
+  for (const { start, end } of cleanMappings(process.execPath)) symbols.madvise(start, end - start, dontNeed);
   close();
 }
 
 /**
- * Address ranges of a file's machine code. Not its read-only data: the loader wrote relocations there before it
- * was made read-only, and those pages would come back without them.
+ * Address ranges of a file's machine code and constants that nobody can write to or has written to. Of read-only data
+ * the loader may have written relocations before it was made read-only: those pages would come back without them.
  */
-function codeMappings(path: string): { start: bigint; end: bigint }[] {
+function cleanMappings(path: string): { start: bigint; end: bigint }[] {
   const found: { start: bigint; end: bigint }[] = [];
-  for (const line of readFileSync("/proc/self/maps", "latin1").split("\n")) {
-    const match = /^([0-9a-f]+)-([0-9a-f]+) r-xp .* (\/.+)$/.exec(line);
-    if (match?.[3] === path) found.push({ start: BigInt(`0x${match[1]}`), end: BigInt(`0x${match[2]}`) });
+  for (const mapping of readFileSync("/proc/self/smaps", "latin1").split(/\n(?=[0-9a-f]+-[0-9a-f]+ )/)) {
+    const [, start, end, file] = /^([0-9a-f]+)-([0-9a-f]+) r-\S+ \S+ \S+ \S+ +(.*)$/m.exec(mapping) ?? [];
+    // Of a file's private mapping these are the pages that were written to.
+    const written = !/^Anonymous: +0 kB$/m.test(mapping) || !/^Swap: +0 kB$/m.test(mapping);
+    if (file === path && !written) found.push({ start: BigInt(`0x${start}`), end: BigInt(`0x${end}`) });
   }
   return found;
 }

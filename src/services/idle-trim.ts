@@ -2,8 +2,9 @@
  * Gives memory back when the daemon falls idle: what the start and bursts of work left behind would otherwise
  * stay resident on a machine whose memory is for models. Started by app/bootstrap.ts.
  *
- * Always: it runs once after the start and once after each stretch of work, and only when no task was live and
- * none came for the whole quiet time, so that no task waits for it.
+ * Always: it runs soon after the start and then once in each quiet time, when no task was live and none came for the
+ * whole of it, so that no task waits for it. Again and again, because the little that an idle daemon does touches the
+ * program's pages anew.
  */
 import type { Clock, Timer } from "../ports/clock.ts";
 
@@ -15,13 +16,13 @@ export interface Activity {
 }
 
 const periodMs = 1_000;
-/** Quiet periods before it runs: soon after the start, when nothing is warm yet; later only after a real pause. */
+/** Quiet periods before it runs: soon after the start, when nothing is warm yet; later only in a real pause. */
 const quietAfterStart = 2;
-const quietAfterWork = 60;
+const quietAfterWork = 30;
 
 export class IdleTrim {
   private timer: Timer | null = null;
-  private trimmedAt: number | null = null;
+  private trimmed = false;
   private acceptedBefore = 0;
   private quiet = 0;
 
@@ -44,9 +45,10 @@ export class IdleTrim {
     const { live, accepted } = this.activity();
     this.quiet = live === 0 && accepted === this.acceptedBefore ? this.quiet + 1 : 0;
     this.acceptedBefore = accepted;
-    const fresh = this.trimmedAt === null && accepted === 0;
-    if (this.quiet >= (fresh ? quietAfterStart : quietAfterWork) && accepted !== this.trimmedAt) {
-      this.trimmedAt = accepted;
+    const fresh = !this.trimmed && accepted === 0;
+    if (this.quiet >= (fresh ? quietAfterStart : quietAfterWork)) {
+      this.trimmed = true;
+      this.quiet = 0;
       this.trim();
     }
     this.start();

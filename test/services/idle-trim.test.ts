@@ -1,4 +1,4 @@
-/** When memory is given back: once after the start and once after each stretch of work, never during one. */
+/** When memory is given back: soon after the start and once in each quiet half minute, never while there is work. */
 import { expect, test } from "bun:test";
 import { type Activity, IdleTrim } from "../../src/services/idle-trim.ts";
 import { VirtualClock } from "../support/virtual-clock.ts";
@@ -17,25 +17,29 @@ function newBench() {
   return { bench, idle };
 }
 
-test("soon after a quiet start, then not again before there was work", async () => {
+test("soon after a quiet start, then once in each quiet half minute", async () => {
   const { bench, idle } = newBench();
   await bench.clock.advance(1_000);
   expect(bench.trims).toBe(0);
   await bench.clock.advance(1_000);
   expect(bench.trims).toBe(1);
-  await bench.clock.advance(600_000);
+  await bench.clock.advance(29_000);
   expect(bench.trims).toBe(1);
+  await bench.clock.advance(1_000);
+  expect(bench.trims).toBe(2);
+  await bench.clock.advance(600_000);
+  expect(bench.trims).toBe(22);
   idle.stop();
   expect(bench.clock.pendingTimers).toBe(0);
 });
 
-test("a minute after work, never while a task is live", async () => {
+test("half a minute after work, never while a task is live", async () => {
   const { bench } = newBench();
   bench.activity = { live: 1, accepted: 1 };
   await bench.clock.advance(600_000);
   expect(bench.trims).toBe(0);
   bench.activity = { live: 0, accepted: 3 };
-  await bench.clock.advance(60_000);
+  await bench.clock.advance(30_000);
   expect(bench.trims).toBe(0);
   await bench.clock.advance(1_000);
   expect(bench.trims).toBe(1);
