@@ -8,13 +8,11 @@ import type { PoolSpec } from "../../src/domain/pool.ts";
 import { poolChange } from "../../src/domain/pool-diff.ts";
 import { MockAdapter } from "../../src/infra/engines/mock.ts";
 import type { EngineAdapter, EngineClient } from "../../src/ports/engine.ts";
-import { PoolChanges } from "../../src/services/pool-changes.ts";
-import { PoolDrains } from "../../src/services/pool-drain.ts";
-import { PoolReloads, type PoolReloadsDeps } from "../../src/services/pool-reload.ts";
 import { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { MemoryRecords } from "../support/memory-records.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
+import { poolControl } from "./pool-control-rig.ts";
 import { mockPool, profile, Rig, replay } from "./rig.ts";
 
 const seeds = Number(process.env.CHANGES_SEEDS ?? 30);
@@ -98,29 +96,8 @@ async function live(seed: number, seen: Seen): Promise<void> {
   await rig.start(200);
   if (specs === null) throw new Error("the rig asked for no pools");
   const pools: PoolSpecs = specs;
-  const { clock, log, metrics, supervisor: control, dispatcher, registry } = rig;
-  const onFatal = (error: unknown): void => void rig.fatal.push(error);
-  const drains: PoolDrains = new PoolDrains({
-    ...{ clock, log, store: new MemoryRecords() },
-    isReloading: (poolId) => reloads.isReloading(poolId),
-    retry: (poolId) => rig.supervisor.retryPool(poolId),
-    slotsBusy: (poolId) => dispatcher.view.slotsBusyIn(poolId),
-    tell: (event) => dispatcher.tell(event),
-  });
-  const targets: PoolReloadsDeps["targets"] = {
-    resolve: (pool, modelRef) => ({ ...pool, modelRef }),
-    problem: () => Promise.resolve(null),
-    compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
-  };
-  const reloads: PoolReloads = new PoolReloads({
-    ...{ clock, log, metrics, control, dispatcher, registry, specs: pools, onFatal },
-    specOf: (taskId) => rig.archive.specOf(taskId),
-    targets,
-    isDrained: (poolId) => drains.isDrained(poolId),
-  });
-  const changes = new PoolChanges({
-    ...{ clock, log, control, dispatcher, registry, targets, reloads, drains, specs: pools, onFatal },
-  });
+  const { clock, dispatcher, supervisor } = rig;
+  const { drains, reloads, changes } = poolControl(rig, pools);
   const anyPool = (): PoolSpec => {
     const pool = pools.list[int(pools.list.length)];
     if (pool === undefined) throw new Error("there is always a pool that takes tasks");
@@ -199,10 +176,10 @@ async function live(seed: number, seen: Seen): Promise<void> {
       capacity: pool.queueCapacity,
     });
     expect(dispatcher.view.slotsBusyIn(pool.id)).toBe(0);
-    for (const { state } of control.snapshots(pool.id)) expect(["ready", "stopped"]).toContain(state);
+    for (const { state } of supervisor.snapshots(pool.id)) expect(["ready", "stopped"]).toContain(state);
   }
   for (const id of ["a", "b", "c", "d"].filter((name) => wanted.every((pool) => pool.id !== name))) {
-    expect(() => control.snapshots(id)).toThrow();
+    expect(() => supervisor.snapshots(id)).toThrow();
     expect(() => dispatcher.view.depth(id)).toThrow();
     expect(() => dispatcher.runtime(id)).toThrow();
   }

@@ -9,13 +9,14 @@ import { MockAdapter } from "../../src/infra/engines/mock.ts";
 import type { EngineAdapter, EngineClient } from "../../src/ports/engine.ts";
 import type { DrainRecord, ModelRecord } from "../../src/ports/pool-store.ts";
 import { StoreError } from "../../src/ports/task-store.ts";
-import { PoolChanges } from "../../src/services/pool-changes.ts";
-import { PoolDrains } from "../../src/services/pool-drain.ts";
-import { PoolReloads, type PoolReloadsDeps } from "../../src/services/pool-reload.ts";
+import type { PoolChanges } from "../../src/services/pool-changes.ts";
+import type { PoolDrains } from "../../src/services/pool-drain.ts";
+import type { PoolReloads } from "../../src/services/pool-reload.ts";
 import { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { MemoryRecords } from "../support/memory-records.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
+import { type PoolControl, poolControl } from "./pool-control-rig.ts";
 import { mockPool, profile, Rig, replay } from "./rig.ts";
 
 /** Notes each engine that is made; mock:broken does not load. */
@@ -47,13 +48,12 @@ let specs: PoolSpecs;
 let reloads: PoolReloads;
 let drains: PoolDrains;
 let changes: PoolChanges;
+let control: PoolControl;
 let models: MemoryRecords<ModelRecord>;
 let drainRecords: MemoryRecords<DrainRecord>;
 
 afterEach(async () => {
-  changes.stop();
-  reloads.stop();
-  drains.stop();
+  control.stop();
   await rig.stop();
 });
 
@@ -78,30 +78,8 @@ async function started(
     },
   });
   await rig.start();
-  const { clock, log, metrics, supervisor: control, dispatcher, registry } = rig;
-  const onFatal = (error: unknown): void => void rig.fatal.push(error);
-  drains = new PoolDrains({
-    ...{ clock, log, store: drainRecords },
-    isReloading: (poolId) => reloads.isReloading(poolId),
-    retry: (poolId) => rig.supervisor.retryPool(poolId),
-    slotsBusy: (poolId) => dispatcher.view.slotsBusyIn(poolId),
-    tell: (event) => dispatcher.tell(event),
-  });
-  const targets: PoolReloadsDeps["targets"] = {
-    resolve: (pool, modelRef) => ({ ...pool, modelRef }),
-    problem: () => Promise.resolve(null),
-    compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
-  };
-  reloads = new PoolReloads({
-    ...{ clock, log, metrics, control, dispatcher, registry, specs, onFatal },
-    specOf: (taskId) => rig.archive.specOf(taskId),
-    targets,
-    isDrained: (poolId) => drains.isDrained(poolId),
-  });
-  changes = new PoolChanges({
-    ...{ clock, log, control, dispatcher, registry, targets, reloads, drains, specs, onFatal },
-    models: { prepare },
-  });
+  control = poolControl(rig, specs, { drained: drainRecords, models: { prepare } });
+  ({ drains, reloads, changes } = control);
 }
 
 /** "" while it is under way, then what is unfinished. */

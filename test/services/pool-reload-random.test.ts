@@ -6,12 +6,11 @@ import { expect, test } from "bun:test";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import { MockAdapter } from "../../src/infra/engines/mock.ts";
 import type { EngineAdapter, EngineClient } from "../../src/ports/engine.ts";
-import { PoolDrains } from "../../src/services/pool-drain.ts";
-import { PoolReloads } from "../../src/services/pool-reload.ts";
 import { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
 import { MemoryRecords } from "../support/memory-records.ts";
 import { SeededEntropy, type VirtualClock } from "../support/virtual-clock.ts";
+import { poolControl } from "./pool-control-rig.ts";
 import { mockPool, profile, Rig, replay } from "./rig.ts";
 
 /** Now and then a generation crashes its engine, and one model in four does not load. */
@@ -67,25 +66,7 @@ async function live(seed: number): Promise<{ reloads: number; failed: number; en
   };
   if (specs === null) throw new Error("the rig asked for no pools");
   const counts = { reloads: 0, failed: 0 };
-  const reloads = new PoolReloads({
-    ...{ clock: rig.clock, log: rig.log, metrics: rig.metrics, control: rig.supervisor },
-    ...{ dispatcher: rig.dispatcher, registry: rig.registry, specs },
-    specOf: (taskId) => rig.archive.specOf(taskId),
-    targets: {
-      resolve: (pool, modelRef) => ({ ...pool, modelRef }),
-      problem: () => Promise.resolve(null),
-      compared: ({ modelRef }, to) => Promise.resolve({ another: modelRef !== to.modelRef, sameModel: null }),
-    },
-    isDrained: (poolId) => drains.isDrained(poolId),
-    onFatal: (error) => rig.fatal.push(error),
-  });
-  const drains: PoolDrains = new PoolDrains({
-    ...{ clock: rig.clock, log: rig.log, store: new MemoryRecords() },
-    isReloading: (poolId) => reloads.isReloading(poolId),
-    slotsBusy: (poolId) => rig.dispatcher.view.slotsBusyIn(poolId),
-    tell: (event) => rig.dispatcher.tell(event),
-    retry: (poolId) => rig.supervisor.retryPool(poolId),
-  });
+  const { drains, reloads } = poolControl(rig, specs);
   const records: TaskRecord[] = [];
   const task = (): void => {
     const spec = rig.spec({

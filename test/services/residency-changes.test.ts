@@ -6,13 +6,12 @@
 import { afterEach, expect, test } from "bun:test";
 import type { MockFault, PoolSpec } from "../../src/domain/pool.ts";
 import type { TaskSpec } from "../../src/domain/task.ts";
-import type { DrainRecord, ModelRecord } from "../../src/ports/pool-store.ts";
-import { PoolChanges } from "../../src/services/pool-changes.ts";
-import { PoolDrains } from "../../src/services/pool-drain.ts";
-import { PoolReloads, type PoolReloadsDeps } from "../../src/services/pool-reload.ts";
-import { PoolSpecs } from "../../src/services/pool-specs.ts";
+import type { PoolChanges } from "../../src/services/pool-changes.ts";
+import type { PoolDrains } from "../../src/services/pool-drain.ts";
+import type { PoolReloads } from "../../src/services/pool-reload.ts";
+import type { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
-import { MemoryRecords } from "../support/memory-records.ts";
+import { type PoolControl, poolControl, specsInto } from "./pool-control-rig.ts";
 import { mockPool, profile, Rig, replay } from "./rig.ts";
 
 let rig: Rig;
@@ -20,10 +19,9 @@ let specs: PoolSpecs;
 let reloads: PoolReloads;
 let drains: PoolDrains;
 let changes: PoolChanges;
+let control: PoolControl;
 afterEach(async () => {
-  changes.stop();
-  reloads.stop();
-  drains.stop();
+  control.stop();
   await rig.stop();
 });
 
@@ -39,52 +37,17 @@ const noLoad = (nth: number | null): MockFault => ({ kind: "load_failure", nth, 
 
 async function started(bytes: number, pools: readonly PoolSpec[]): Promise<void> {
   rig = new Rig({
-    specs: (log) => {
-      specs = new PoolSpecs(pools, new MemoryRecords<ModelRecord>(), log);
-      return specs.list;
-    },
+    specs: specsInto(pools, (made) => {
+      specs = made;
+    }),
     memory: {
       devices: [{ id: "host", memoryBytes: bytes, reserveBytes: null }],
       returned: () => changes.retryForMemory(),
     },
   });
   await rig.start(10);
-  const { clock, log, metrics, supervisor: control, dispatcher, registry, keeper } = rig;
-  if (keeper === null) throw new Error("the rig has memory");
-  const onFatal = (error: unknown): void => void rig.fatal.push(error);
-  drains = new PoolDrains({
-    ...{ clock, log, store: new MemoryRecords<DrainRecord>() },
-    isReloading: (poolId) => reloads.isReloading(poolId),
-    retry: (poolId) => control.retryPool(poolId),
-    slotsBusy: (poolId) => dispatcher.view.slotsBusyIn(poolId),
-    tell: (event) => dispatcher.tell(event),
-  });
-  const targets: PoolReloadsDeps["targets"] = {
-    resolve: (from, modelRef) => ({ ...from, modelRef }),
-    problem: () => Promise.resolve(null),
-    compared: async (from, to) => ({ another: from.modelRef !== to.modelRef, sameModel: null }),
-  };
-  reloads = new PoolReloads({
-    ...{ clock, log, metrics, control, dispatcher, registry, specs, onFatal, memory: keeper },
-    specOf: (taskId) => rig.archive.specOf(taskId),
-    targets,
-    isDrained: (poolId) => drains.isDrained(poolId),
-  });
-  changes = new PoolChanges({
-    ...{
-      clock,
-      log,
-      control,
-      dispatcher,
-      registry,
-      targets,
-      reloads,
-      drains,
-      specs,
-      memory: keeper,
-      onFatal,
-    },
-  });
+  control = poolControl(rig, specs);
+  ({ drains, reloads, changes } = control);
 }
 
 async function submit(poolId: string, tokens = 5, more: Partial<TaskSpec> = {}): Promise<TaskRecord> {

@@ -2,11 +2,10 @@
 import { afterEach, expect, test } from "bun:test";
 import type { PoolSpec } from "../../src/domain/pool.ts";
 import type { ReloadStrategy } from "../../src/domain/pool-reload.ts";
-import type { ModelRecord } from "../../src/ports/pool-store.ts";
-import { PoolReloads } from "../../src/services/pool-reload.ts";
-import { PoolSpecs } from "../../src/services/pool-specs.ts";
+import type { PoolReloads } from "../../src/services/pool-reload.ts";
+import type { PoolSpecs } from "../../src/services/pool-specs.ts";
 import type { TaskRecord } from "../../src/services/task-registry.ts";
-import { MemoryRecords } from "../support/memory-records.ts";
+import { type PoolControl, poolControl, specsInto } from "./pool-control-rig.ts";
 import { mockPool, Rig } from "./rig.ts";
 
 const sizes: Readonly<Record<string, number>> = { "mock:words": 10, "mock:small": 4, "mock:huge": 100 };
@@ -16,9 +15,10 @@ const broken = new Set<string>();
 let rig: Rig;
 let specs: PoolSpecs;
 let reloads: PoolReloads;
+let control: PoolControl;
 afterEach(async () => {
   broken.clear();
-  reloads.stop();
+  control.stop();
   await rig.stop();
 });
 
@@ -33,10 +33,9 @@ const pool = (id: string, more: Partial<PoolSpec> = {}): PoolSpec =>
 
 async function started(bytes: number, pools: readonly PoolSpec[]): Promise<void> {
   rig = new Rig({
-    specs: (log) => {
-      specs = new PoolSpecs(pools, new MemoryRecords<ModelRecord>(), log);
-      return specs.list;
-    },
+    specs: specsInto(pools, (made) => {
+      specs = made;
+    }),
     memory: {
       devices: [{ id: "host", memoryBytes: bytes, reserveBytes: null }],
       needs: {
@@ -46,28 +45,13 @@ async function started(bytes: number, pools: readonly PoolSpec[]): Promise<void>
     },
   });
   await rig.start(10);
-  if (rig.keeper === null) throw new Error("the rig has memory");
-  reloads = new PoolReloads({
-    clock: rig.clock,
-    log: rig.log,
-    metrics: rig.metrics,
-    control: rig.supervisor,
-    dispatcher: rig.dispatcher,
-    registry: rig.registry,
-    specOf: (taskId) => rig.archive.specOf(taskId),
-    specs,
-    targets: {
-      resolve: (from, modelRef) =>
-        broken.has(modelRef)
-          ? { ...from, modelRef, mock: { ...from.mock, faults: [never] } as PoolSpec["mock"] }
-          : { ...from, modelRef },
-      problem: () => Promise.resolve(null),
-      compared: ({ modelRef }, to) => Promise.resolve({ another: modelRef !== to.modelRef, sameModel: null }),
-    },
-    isDrained: () => false,
-    memory: rig.keeper,
-    onFatal: (error) => rig.fatal.push(error),
+  control = poolControl(rig, specs, {
+    resolve: (from, modelRef) =>
+      broken.has(modelRef)
+        ? { ...from, modelRef, mock: { ...from.mock, faults: [never] } as PoolSpec["mock"] }
+        : { ...from, modelRef },
   });
+  ({ reloads } = control);
 }
 const never = { kind: "load_failure", nth: null, afterTokens: 0, delayMs: 0 } as const;
 
